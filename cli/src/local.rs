@@ -1,0 +1,84 @@
+//! Workers on this machine: one inside the process, or several processes.
+
+use std::process::Stdio;
+use std::sync::Arc;
+
+use anyhow::Context;
+use lockstep_common::fingerprint::fingerprint;
+use lockstep_common::placement::PlacedData;
+use lockstep_common::protocol::{FromWorker, JoinRequest};
+use lockstep_coordinator::link::{InProcessLink, Inbound, Inbox};
+use lockstep_worker::session::{self, Compute, Outgoing, SessionEnd, ShardSource, Transport};
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+/// Joins as a worker inside this process and computes until the run ends.
+pub(crate) async fn in_process_worker(inbox: Inbox, data: Arc<PlacedData>, compute: Compute) -> anyhow::Result<()> {
+    let (link, incoming) = InProcessLink::new();
+    let (answer, answered) = oneshot::channel();
+    let request = JoinRequest {
+        process: u64::from(std::process::id()),
+        name: format!("in process, {} threads", compute.threads),
+        version: lockstep_worker::VERSION.to_owned(),
+        fingerprint: fingerprint(compute.isa),
+        threads: compute.threads as u32,
+        isa: compute.isa.name().to_owned(),
+    };
+    let join = Inbound::Join { request, link: Box::new(link), answer };
+    inbox.send(join).await.ok().context("the coordinator has ended")?;
+    let welcome = answered.await.context("the coordinator has ended")??;
+    let member = welcome.member;
+    let (outgoing, mut messages) = mpsc::channel::<FromWorker>(session::OUTGOING_DEPTH);
+    let forward = tokio::spawn(async move {
+        while let Some(message) = messages.recv().await {
+            if inbox.send(Inbound::From(member, message)).await.is_err() {
+                return;
+            }
+        }
+    });
+    let incoming = UnboundedReceiverStream::new(incoming).map(Ok);
+    let transport = Transport {
+        welcome,
+        incoming: Box::pin(incoming),
+        outgoing: Outgoing { control: outgoing.clone(), bulk: outgoing },
+        shards: ShardSource::Local(data),
+    };
+    let (_drain, never) = watch::channel(false);
+    let end = session::run(transport, compute, never).await?;
+    forward.await.context("the worker's messages could not be handed over")?;
+    match end {
+        SessionEnd::Finished(_) => Ok(()),
+        SessionEnd::Evicted(reason) | SessionEnd::Lost(reason) => anyhow::bail!("the worker is out: {reason}"),
+    }
+}
+
+/// Starts `workers` processes of this program that join the coordinator at `url`.
+pub(crate) fn spawn_workers(workers: usize, url: &str, compute: Compute) -> anyhow::Result<Vec<Child>> {
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let spawn = |number: usize| {
+        Command::new(&program)
+            .args(["worker", "--coordinator", url, "--name", &format!("local {number}")])
+            .args(["--threads", &compute.threads.to_string(), "--simd", compute.isa.name()])
+            .args(["--patience", "30", "--quiet"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot start worker process {number}: {}", program.display()))
+    };
+    (1..=workers).map(spawn).collect()
+}
+
+/// Waits until every worker process has ended; says how the last one that failed did.
+pub(crate) async fn all_ended(children: &mut [Child]) -> String {
+    let mut last = "no worker process was started".to_owned();
+    for child in children {
+        last = match child.wait().await {
+            Ok(status) => format!("every worker process has ended, the last with {status}"),
+            Err(error) => format!("a worker process cannot be watched: {error}"),
+        };
+    }
+    last
+}

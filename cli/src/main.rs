@@ -1,0 +1,74 @@
+//! `lockstep`: distributed training of autoencoders, with the same bits for any number of workers.
+
+mod audit;
+mod data_command;
+mod data_source;
+mod exit;
+mod fetch;
+mod infer;
+mod local;
+mod model_command;
+mod monitor;
+mod progress;
+mod roles;
+mod run_args;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Trains autoencoders on one machine or many, with the same bits for any number of workers.
+#[derive(Parser)]
+#[command(name = "lockstep", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train on this machine: in this process, or with --workers N as a coordinator and N worker processes
+    Train(train::TrainArgs),
+    /// Run a coordinator, which workers on this or other machines join
+    Coordinator(roles::CoordinatorArgs),
+    /// Join a coordinator and compute for it
+    Worker(roles::WorkerArgs),
+    /// Follow a run from another terminal or machine
+    Monitor(monitor::MonitorArgs),
+    /// Measure a finished model's loss
+    Eval(infer::EvalArgs),
+    /// Write the codes of a data set
+    Encode(infer::EncodeArgs),
+    /// Write the reconstructions of a data set, as numbers or as a picture
+    Reconstruct(infer::ReconstructArgs),
+    /// Look at models: check a file, list or show the presets
+    Model(model_command::ModelArgs),
+    /// Look at data, or fetch Fashion-MNIST
+    Data(data_command::DataArgs),
+    /// Prove from a run's ledger that every sample was used exactly once an epoch
+    Audit(audit::AuditArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("LOCKSTEP_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let result = match cli.command {
+        Command::Train(args) => train::run(args),
+        Command::Coordinator(args) => roles::coordinator(args),
+        Command::Worker(args) => roles::worker(args),
+        Command::Monitor(args) => monitor::run(args),
+        Command::Eval(args) => infer::eval(args),
+        Command::Encode(args) => infer::encode(args),
+        Command::Reconstruct(args) => infer::reconstruct(args),
+        Command::Model(args) => model_command::run(args),
+        Command::Data(args) => data_command::run(args),
+        Command::Audit(args) => audit::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit::report(&error),
+    }
+}

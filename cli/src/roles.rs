@@ -1,0 +1,190 @@
+//! The parts of a cluster, each as a command of its own: coordinator and worker.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use lockstep_coordinator::outputs::{self, MODEL_FILE};
+use lockstep_coordinator::round::Outcome;
+use lockstep_coordinator::{Coordinator, CoordinatorConfig, grpc};
+use lockstep_worker::client::{self, WorkerError, WorkerOptions};
+use lockstep_worker::session::Compute;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::exit::usage;
+use crate::progress::{self, Form};
+use crate::run_args::{ComputeArgs, RunArgs};
+
+/// How long this process waits for others to notice that the run has ended.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// Arguments of `lockstep coordinator`.
+#[derive(Args, Debug)]
+pub(crate) struct CoordinatorArgs {
+    #[command(flatten)]
+    run: RunArgs,
+    /// Address to listen on
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7400")]
+    listen: SocketAddr,
+    /// Listen on other addresses than loopback, although nothing is encrypted and anybody may join
+    #[arg(long)]
+    insecure: bool,
+    /// Instruction set of the optimizer; the result is the same
+    #[arg(long, default_value = "auto")]
+    simd: String,
+    /// Print events and the summary as JSON lines
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `lockstep worker`.
+#[derive(Args, Debug)]
+pub(crate) struct WorkerArgs {
+    /// The coordinator, such as http://10.0.0.1:7400
+    #[arg(long, value_name = "URL")]
+    coordinator: String,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    /// Name for people [default: host name and process id]
+    #[arg(long)]
+    name: Option<String>,
+    /// Give up after so many seconds without a coordinator
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    patience: u64,
+    /// Say nothing unless something is wrong
+    #[arg(long)]
+    quiet: bool,
+}
+
+/// The async runtime: it moves bytes; computing has threads of its own.
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).thread_name("io").enable_all().build().context("cannot start the async runtime")
+}
+
+/// Waits until the user or the system asks this process to end.
+pub(crate) async fn interrupted() -> String {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => return "interrupted".to_owned(),
+                _ = terminate.recv() => return "asked to terminate".to_owned(),
+            }
+        }
+    }
+    let _ = tokio::signal::ctrl_c().await;
+    "interrupted".to_owned()
+}
+
+/// Waits for something that should happen at once; not for ever.
+pub(crate) async fn wait_briefly(what: impl Future) {
+    let _ = tokio::time::timeout(FAREWELL, what).await;
+}
+
+/// Runs `lockstep coordinator`.
+pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
+    if !args.listen.ip().is_loopback() && !args.insecure {
+        return Err(usage(anyhow::anyhow!(
+            "{} is not a loopback address: anybody who reaches it could join or read the run; add --insecure if the network is trusted",
+            args.listen
+        )));
+    }
+    let isa = lockstep_common::kernel::Isa::parse(&args.simd).map_err(usage)?;
+    let prepared = args.run.prepare()?;
+    let runtime = runtime()?;
+    let listener = runtime
+        .block_on(TcpListener::bind(args.listen))
+        .with_context(|| format!("cannot listen on {}", args.listen))
+        .map_err(usage)?;
+    let address = listener.local_addr().context("cannot tell the port")?;
+    prepared.create_directory()?;
+    let form = Form::choose(args.json);
+    if form != Form::Json {
+        eprintln!("run {:?} waits for workers: lockstep worker --coordinator http://{address}", prepared.spec.name);
+    }
+    let result = runtime.block_on(async {
+        let coordinator = Coordinator::start(CoordinatorConfig {
+            spec: prepared.spec.clone(),
+            data: prepared.data.clone(),
+            initial_parameters: prepared.initial_parameters.clone(),
+            directory: prepared.directory.clone(),
+            isa,
+            remote_workers: true,
+        })?;
+        let shown = tokio::spawn(progress::follow(coordinator.hub(), form));
+        let server = grpc::serve(listener, prepared.served(&coordinator));
+        let result = coordinator.run(interrupted()).await;
+        wait_briefly(server.shut_down()).await;
+        shown.await.context("the progress display failed")?;
+        anyhow::Ok(result)
+    })?;
+    let summary = outputs::write(&prepared.directory, &prepared.spec, &result)?;
+    if form == Form::Json {
+        println!("{}", serde_json::to_string(&summary)?);
+    } else {
+        println!("parameters  sha256 {}", summary.params_sha256);
+        println!("model       {}", prepared.directory.join(MODEL_FILE).display());
+    }
+    match result.outcome {
+        Outcome::Completed => Ok(()),
+        Outcome::Stopped(reason) => {
+            anyhow::bail!("stopped after {} of {} rounds: {reason}", result.rounds, prepared.spec.total_rounds())
+        }
+        Outcome::Failed(reason) => anyhow::bail!("{reason}"),
+    }
+}
+
+/// Runs `lockstep worker`.
+pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<()> {
+    let compute = Compute { isa: args.compute.isa()?, threads: args.compute.threads(1)? };
+    let options = WorkerOptions {
+        coordinator: complete_url(&args.coordinator),
+        name: args.name.unwrap_or_else(default_name),
+        compute,
+        patience: Duration::from_secs(args.patience),
+    };
+    let quiet = args.quiet;
+    let say = move |text: &str| {
+        if !quiet {
+            eprintln!("{text}");
+        }
+    };
+    runtime()?.block_on(async {
+        let (drain, draining) = watch::channel(false);
+        let work = client::run(options, draining, &say);
+        let mut work = std::pin::pin!(work);
+        let end = tokio::select! {
+            end = &mut work => end,
+            reason = interrupted() => {
+                say(&format!("{reason}: handing over the work; once more to leave at once"));
+                drain.send_replace(true);
+                tokio::select! {
+                    end = &mut work => end,
+                    _ = interrupted() => anyhow::bail!("left without handing over"),
+                }
+            }
+        };
+        match end {
+            Ok(reason) => {
+                say(&reason);
+                Ok(())
+            }
+            Err(error @ (WorkerError::Refused(_) | WorkerError::Engine(_) | WorkerError::Url { .. })) => Err(usage(error)),
+            Err(error) => Err(error.into()),
+        }
+    })
+}
+
+/// Accepts `host:port` as well as a whole URL.
+pub(crate) fn complete_url(given: &str) -> String {
+    if given.contains("://") { given.to_owned() } else { format!("http://{given}") }
+}
+
+fn default_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{} {}", host.trim(), std::process::id()).trim().to_owned()
+}

@@ -1,0 +1,263 @@
+//! The arguments that describe a run, and what they become: a checked spec, placed data, initial parameters and a
+//! fresh directory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Args;
+use lockstep_common::config::{DataFacts, ModelChoice, RunConfig, RunSpec};
+use lockstep_common::data::Dataset;
+use lockstep_common::files;
+use lockstep_common::kernel::Isa;
+use lockstep_common::model_file;
+use lockstep_common::nn::{Loss, initial_parameters};
+use lockstep_common::placement::PlacedData;
+use lockstep_coordinator::Coordinator;
+use lockstep_coordinator::grpc::Served;
+use lockstep_coordinator::outputs::CONFIG_FILE;
+
+use crate::data_source;
+use crate::exit::usage;
+
+/// What is trained on what, and how.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct RunArgs {
+    /// Configuration file (TOML); the other options override it. A run's own run.toml is one
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Model preset: conv, article, dense or wide
+    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    preset: Option<String>,
+    /// Model file (TOML)
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// bundled, fashion-mnist, or the path of an IDX, NPY or NPZ file or of a directory with MNIST's file names
+    #[arg(long, value_name = "SOURCE")]
+    data: Option<String>,
+    /// A file to validate on, instead of the last part of the data
+    #[arg(long, value_name = "PATH")]
+    validation: Option<PathBuf>,
+    /// Name of the run
+    #[arg(long)]
+    name: Option<String>,
+    /// Directory of the run [default: runs/NAME]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Key of everything random
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How often the training set is gone through
+    #[arg(long)]
+    epochs: Option<u32>,
+    /// End after so many rounds
+    #[arg(long, value_name = "N")]
+    max_rounds: Option<u64>,
+    /// Samples in a global batch, whatever the number of workers
+    #[arg(long, value_name = "N")]
+    batch_size: Option<u32>,
+    /// Virtual shards: a power of two, and the most workers that the run can use
+    #[arg(long, value_name = "N")]
+    shards: Option<u32>,
+    /// Adam's step size
+    #[arg(long, value_name = "RATE")]
+    learning_rate: Option<f64>,
+    /// mse or binary_crossentropy
+    #[arg(long)]
+    loss: Option<String>,
+    /// Take the samples in the order of the file
+    #[arg(long)]
+    no_shuffle: bool,
+    /// Start from the weights of a safetensors file
+    #[arg(long, value_name = "FILE")]
+    init_from: Option<PathBuf>,
+    /// Wait for so many workers before a round
+    #[arg(long, value_name = "N")]
+    pub(crate) min_workers: Option<u32>,
+    /// Set any key of the configuration, such as optimizer.beta_2=0.99
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// A run that can start.
+pub(crate) struct Prepared {
+    pub(crate) spec: RunSpec,
+    pub(crate) data: Arc<PlacedData>,
+    pub(crate) training: Arc<Dataset>,
+    pub(crate) validation: Option<Arc<Dataset>>,
+    pub(crate) initial_parameters: Vec<f32>,
+    pub(crate) directory: PathBuf,
+    config: RunConfig,
+}
+
+impl RunArgs {
+    /// Reads and checks everything. Nothing is written yet.
+    pub(crate) fn prepare(&self) -> anyhow::Result<Prepared> {
+        let mut config = self.config()?;
+        let model = config.model_spec(|path| fs::read_to_string(path)).map_err(usage)?;
+        if config.name.is_none() {
+            config.name = Some(self.default_name(&model.name));
+        }
+        // So that the run's own file says everything, whatever happens to the model's file.
+        config.model = ModelChoice::Inline(model.clone());
+        let source = &config.data;
+        let split = data_source::open(&source.source, source.validation.as_deref(), source.validation_fraction)?;
+        let facts = facts(&split.train, split.validation.as_ref())?;
+        let spec = config.resolve(model, &facts).map_err(usage)?;
+        let initial_parameters = match &self.init_from {
+            Some(path) => model_file::load_parameters(path, &spec.model.layout).map_err(usage)?,
+            None => initial_parameters(&spec.model.layout, spec.schedule.seed),
+        };
+        let directory = self.out.clone().unwrap_or_else(|| Path::new("runs").join(&spec.name));
+        check_vacant(&directory)?;
+        let (training, validation) = (Arc::new(split.train), split.validation.map(Arc::new));
+        let data = Arc::new(PlacedData::new(training.clone(), validation.clone(), spec.schedule));
+        Ok(Prepared { spec, data, training, validation, initial_parameters, directory, config })
+    }
+
+    fn config(&self) -> anyhow::Result<RunConfig> {
+        let (origin, text) = match &self.config {
+            Some(path) => {
+                let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+                (path.display().to_string(), text.map_err(usage)?)
+            }
+            None => ("the command line".to_owned(), String::new()),
+        };
+        let mut config = RunConfig::parse(&origin, &text, &self.set).map_err(usage)?;
+        self.override_config(&mut config)?;
+        Ok(config)
+    }
+
+    fn override_config(&self, config: &mut RunConfig) -> anyhow::Result<()> {
+        fn put<T: Clone>(place: &mut T, given: &Option<T>) {
+            if let Some(given) = given {
+                *place = given.clone();
+            }
+        }
+        if let Some(preset) = &self.preset {
+            config.model = ModelChoice::Named(preset.clone());
+        }
+        if let Some(file) = &self.model {
+            // A path without a dot or slash would be taken for a preset's name.
+            config.model = ModelChoice::Named(Path::new(".").join(file).display().to_string());
+        }
+        if let Some(loss) = &self.loss {
+            config.loss = match loss.as_str() {
+                "mse" => Loss::Mse,
+                "binary_crossentropy" => Loss::BinaryCrossentropy,
+                other => return Err(usage(anyhow::anyhow!("loss {other:?} is neither mse nor binary_crossentropy"))),
+            };
+        }
+        put(&mut config.data.source, &self.data);
+        put(&mut config.seed, &self.seed);
+        put(&mut config.epochs, &self.epochs);
+        put(&mut config.batch_size, &self.batch_size);
+        put(&mut config.shards, &self.shards);
+        put(&mut config.optimizer.learning_rate, &self.learning_rate);
+        put(&mut config.cluster.min_workers, &self.min_workers);
+        config.max_rounds = self.max_rounds.or(config.max_rounds);
+        config.name = self.name.clone().or_else(|| config.name.clone());
+        config.data.validation = self.validation.clone().or_else(|| config.data.validation.clone());
+        config.shuffle &= !self.no_shuffle;
+        Ok(())
+    }
+
+    /// The model's name and the first number that is free.
+    fn default_name(&self, model: &str) -> String {
+        let plain: String = model.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        let taken = |number: &u32| Path::new("runs").join(format!("{plain}-{number}")).exists();
+        let number = (1..).find(|number| !taken(number)).unwrap_or(1);
+        format!("{plain}-{number}")
+    }
+}
+
+impl Prepared {
+    /// Makes the run's directory with its configuration in it.
+    pub(crate) fn create_directory(&self) -> anyhow::Result<()> {
+        let directory = &self.directory;
+        fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        let path = directory.join(CONFIG_FILE);
+        let text = self.config.to_toml().context("cannot write the configuration as TOML")?;
+        files::replace(&path, |file| file.write_all(text.as_bytes()))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+impl Prepared {
+    /// What a server of this run serves.
+    pub(crate) fn served(&self, coordinator: &Coordinator) -> Served {
+        Served {
+            inbox: coordinator.inbox(),
+            job: self.spec.job(),
+            data: self.data.clone(),
+            hub: coordinator.hub(),
+        }
+    }
+}
+
+fn check_vacant(directory: &Path) -> anyhow::Result<()> {
+    let vacant = match fs::read_dir(directory) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
+        Err(error) => return Err(usage(anyhow::anyhow!("cannot use {}: {error}", directory.display()))),
+    };
+    if vacant {
+        return Ok(());
+    }
+    let what = if directory.join(CONFIG_FILE).exists() { "already holds a run" } else { "is not empty" };
+    Err(usage(anyhow::anyhow!("{} {what}; choose another --name or --out", directory.display())))
+}
+
+fn facts(training: &Dataset, validation: Option<&Dataset>) -> anyhow::Result<DataFacts> {
+    let count = |data: &Dataset| {
+        u32::try_from(data.len()).map_err(|_| usage(anyhow::anyhow!("{} has more than 2^32 samples", data.name())))
+    };
+    if let Some(validation) = validation
+        && (validation.sample_shape() != training.sample_shape() || validation.dtype() != training.dtype())
+    {
+        return Err(usage(anyhow::anyhow!(
+            "the samples of {} are {} {:?}, those of {} are {} {:?}; training and validation must agree",
+            training.name(),
+            training.sample_shape(),
+            training.dtype(),
+            validation.name(),
+            validation.sample_shape(),
+            validation.dtype()
+        )));
+    }
+    Ok(DataFacts {
+        name: training.name().to_owned(),
+        sample_shape: training.sample_shape().clone(),
+        dtype: training.dtype(),
+        training_samples: count(training)?,
+        validation_samples: validation.map_or(Ok(0), count)?,
+    })
+}
+
+/// Where and how this process computes.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ComputeArgs {
+    /// Threads of each worker process [default: all cores, divided among the workers of this machine]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Instruction set: auto, scalar, avx2, avx512 or neon; the result is the same
+    #[arg(long, default_value = "auto")]
+    pub(crate) simd: String,
+}
+
+impl ComputeArgs {
+    /// The instruction set.
+    pub(crate) fn isa(&self) -> anyhow::Result<Isa> {
+        Isa::parse(&self.simd).map_err(usage)
+    }
+
+    /// Threads for each of `workers` processes on this machine.
+    pub(crate) fn threads(&self, workers: usize) -> anyhow::Result<usize> {
+        match self.threads {
+            Some(0) => Err(usage(anyhow::anyhow!("--threads is 0; it must be at least 1"))),
+            Some(threads) => Ok(threads),
+            None => Ok((std::thread::available_parallelism().map_or(1, usize::from) / workers.max(1)).max(1)),
+        }
+    }
+}

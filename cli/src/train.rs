@@ -1,0 +1,216 @@
+//! `lockstep train`: a whole run on this machine.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Args;
+use indicatif::HumanCount;
+use lockstep_common::data::Dataset;
+use lockstep_common::image_grid::{GridError, GridSpec, write_grid_png};
+use lockstep_common::nn::{Loss, Network, Weights};
+use lockstep_common::pca::{Pca, Rows};
+use lockstep_coordinator::grpc;
+use lockstep_coordinator::outputs::{self, MODEL_FILE, Summary};
+use lockstep_coordinator::round::Outcome;
+use lockstep_coordinator::{Coordinator, CoordinatorConfig, RunResult};
+use lockstep_worker::session::Compute;
+use tokio::net::TcpListener;
+
+use crate::progress::{self, Form};
+use crate::run_args::{ComputeArgs, Prepared, RunArgs};
+use crate::{local, roles};
+
+/// Images in `reconstructions.png`.
+const SHOWN_IMAGES: usize = 16;
+
+/// Arguments of `lockstep train`.
+#[derive(Args, Debug)]
+pub(crate) struct TrainArgs {
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    /// Worker processes on this machine; without it, one worker inside this process. The result is the same
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+    /// Print events and the summary as JSON lines
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(mut args: TrainArgs) -> anyhow::Result<()> {
+    if let Some(workers) = args.workers {
+        // With worker processes, wait for all of them, so that none sits idle in the first rounds.
+        args.run.min_workers.get_or_insert(workers.max(1) as u32);
+    }
+    let isa = args.compute.isa()?;
+    let compute = Compute { isa, threads: args.compute.threads(args.workers.unwrap_or(1))? };
+    let prepared = args.run.prepare()?;
+    prepared.create_directory()?;
+    let form = Form::choose(args.json);
+    if form != Form::Json {
+        announce(&prepared, &compute, args.workers);
+    }
+    let result = roles::runtime()?.block_on(train(&prepared, compute, args.workers, form))?;
+    finish(&prepared, &result, isa, form)
+}
+
+fn announce(prepared: &Prepared, compute: &Compute, workers: Option<usize>) {
+    let spec = &prepared.spec;
+    let how = match workers {
+        None => format!("one worker in this process, {} threads", compute.threads),
+        Some(workers) => format!("{workers} worker processes, {} threads each", compute.threads),
+    };
+    eprintln!(
+        "training {} ({} parameters) on {} samples of {}: {how}, {}",
+        spec.model.spec.name,
+        HumanCount(spec.model.layout.parameters() as u64),
+        HumanCount(u64::from(spec.schedule.samples.get())),
+        prepared.training.name(),
+        compute.isa,
+    );
+}
+
+async fn train(
+    prepared: &Prepared,
+    compute: Compute,
+    workers: Option<usize>,
+    form: Form,
+) -> anyhow::Result<RunResult> {
+    let coordinator = Coordinator::start(CoordinatorConfig {
+        spec: prepared.spec.clone(),
+        data: prepared.data.clone(),
+        initial_parameters: prepared.initial_parameters.clone(),
+        directory: prepared.directory.clone(),
+        isa: compute.isa,
+        remote_workers: workers.is_some(),
+    })?;
+    let shown = tokio::spawn(progress::follow(coordinator.hub(), form));
+    let result = match workers {
+        None => {
+            let (inbox, data) = (coordinator.inbox(), prepared.data.clone());
+            let worker = tokio::spawn(local::in_process_worker(inbox, data, compute));
+            let shutdown = async {
+                tokio::select! {
+                    reason = roles::interrupted() => reason,
+                    // It ends by itself only after the run, unless something is wrong with it.
+                    Ok(Err(error)) = worker => format!("the worker failed: {error:#}"),
+                }
+            };
+            coordinator.run(shutdown).await
+        }
+        Some(workers) => {
+            let listener = TcpListener::bind("127.0.0.1:0").await.context("cannot listen on a loopback port")?;
+            let url = format!("http://{}", listener.local_addr().context("cannot tell the loopback port")?);
+            let server = grpc::serve(listener, prepared.served(&coordinator));
+            let mut children = local::spawn_workers(workers, &url, compute)?;
+            let shutdown = async {
+                tokio::select! {
+                    reason = roles::interrupted() => reason,
+                    reason = local::all_ended(&mut children) => reason,
+                }
+            };
+            let result = coordinator.run(shutdown).await;
+            roles::wait_briefly(server.shut_down()).await;
+            roles::wait_briefly(local::all_ended(&mut children)).await;
+            result
+        }
+    };
+    shown.await.context("the progress display failed")?;
+    Ok(result)
+}
+
+/// Writes the results and says where they are.
+fn finish(
+    prepared: &Prepared,
+    result: &RunResult,
+    isa: lockstep_common::kernel::Isa,
+    form: Form,
+) -> anyhow::Result<()> {
+    let summary = outputs::write(&prepared.directory, &prepared.spec, result)?;
+    let directory = &prepared.directory;
+    if form == Form::Json {
+        println!("{}", serde_json::to_string(&summary)?);
+    }
+    let shown = prepared.validation.as_ref().unwrap_or(&prepared.training);
+    let picture = draw(prepared, result, shown, isa, &directory.join("reconstructions.png"))?;
+    if form != Form::Json {
+        print_summary(prepared, &summary, directory, picture)?;
+    }
+    match &result.outcome {
+        Outcome::Completed => Ok(()),
+        Outcome::Stopped(reason) => anyhow::bail!(
+            "stopped after {} of {} rounds: {reason}; the model so far is in {}",
+            result.rounds,
+            prepared.spec.total_rounds(),
+            directory.display()
+        ),
+        Outcome::Failed(reason) => anyhow::bail!("{reason}"),
+    }
+}
+
+fn print_summary(prepared: &Prepared, summary: &Summary, directory: &Path, picture: bool) -> anyhow::Result<()> {
+    let loss = |loss: Option<f64>| loss.map_or("-".to_owned(), |loss| format!("{loss:.5}"));
+    println!();
+    println!("train loss       {}", loss(summary.train_loss));
+    println!("validation loss  {}", loss(summary.val_loss));
+    if let (Loss::Mse, Some(validation)) = (prepared.spec.loss, &prepared.validation) {
+        let code = prepared.spec.model.code_shape().elements();
+        match pca_loss(&prepared.training, validation, code) {
+            Ok(pca) => println!("PCA, {code} values  {pca:.5}  (validation loss of the best linear code of this size)"),
+            Err(error) => println!("PCA, {code} values  not computed: {error}"),
+        }
+    }
+    println!(
+        "{} rounds, {} samples in {:.1} s: {} samples/s",
+        HumanCount(summary.rounds),
+        HumanCount(summary.samples_seen),
+        summary.wall_seconds,
+        HumanCount(summary.samples_per_second as u64)
+    );
+    println!("parameters       sha256 {}", summary.params_sha256);
+    println!();
+    println!("model            {}", directory.join(MODEL_FILE).display());
+    if picture {
+        println!("reconstructions  {}", directory.join("reconstructions.png").display());
+    }
+    println!("proof            lockstep audit {}", directory.display());
+    Ok(())
+}
+
+fn pca_loss(training: &Arc<Dataset>, validation: &Arc<Dataset>, code: usize) -> Result<f64, lockstep_common::pca::PcaError> {
+    fn rows<'a>(data: &Dataset, read: &'a dyn Fn(usize, &mut [f32])) -> Rows<'a> {
+        Rows { count: data.len(), features: data.sample_elements(), read }
+    }
+    let pca = Pca::fit(rows(training, &|i, out| training.sample(i).write_f32(out)), code)?;
+    pca.reconstruction_mse(rows(validation, &|i, out| validation.sample(i).write_f32(out)))
+}
+
+/// Draws originals over reconstructions. Whether the samples are images at all.
+fn draw(
+    prepared: &Prepared,
+    result: &RunResult,
+    data: &Dataset,
+    isa: lockstep_common::kernel::Isa,
+    path: &Path,
+) -> anyhow::Result<bool> {
+    let network = Network::new(&prepared.spec.model, prepared.spec.loss, isa);
+    let mut packed = vec![0.0; network.packed_len()];
+    network.pack(&result.parameters, &mut packed);
+    let count = SHOWN_IMAGES.min(data.len());
+    let size = network.input_elements();
+    let write = |i: usize, out: &mut [f32]| data.sample(i).write_f32(out);
+    let mut originals = vec![0.0; count * size];
+    originals.chunks_exact_mut(size).enumerate().for_each(|(i, out)| write(i, out));
+    let mut reconstructions = vec![0.0; count * size];
+    let weights = Weights { parameters: &result.parameters, packed: &packed };
+    network.reconstruct(weights, count, &write, &mut reconstructions, &mut network.workspace());
+    let spec = GridSpec { shape: data.sample_shape().clone(), columns: const { std::num::NonZeroUsize::new(8).unwrap() } };
+    match write_grid_png(path, &spec, &[&originals, &reconstructions]) {
+        Ok(()) => Ok(true),
+        Err(GridError::NotAnImage { .. }) => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("cannot draw {}", path.display())),
+    }
+}

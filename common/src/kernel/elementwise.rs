@@ -1,0 +1,278 @@
+//! Everything that is not a product-sum: activations, losses, sums by position, the optimizer's arithmetic.
+//!
+//! The bodies are the specification. Where a body sums, it says in which order; sums over many elements use 16 lanes by
+//! definition (element `i` belongs to lane `i % 16`), so that they vectorise without depending on the vector width.
+
+use super::contraction::After;
+use super::math;
+use super::per_isa::per_isa;
+use crate::model::Activation;
+
+/// Lanes of a sum over many elements.
+const LANES: usize = 16;
+
+/// Slope of `leaky_relu` below zero. Source: Keras 3, `keras.activations.leaky_relu`.
+const LEAKY_SLOPE: f32 = 0.2;
+/// Source: Klambauer et al. 2017, as in Keras.
+const SELU_ALPHA: f32 = 1.673_263_2;
+const SELU_SCALE: f32 = 1.050_701;
+
+/// Probabilities are kept this far from 0 and 1 in binary cross-entropy. Source: Keras, `backend.epsilon()`.
+const PROBABILITY_MARGIN: f32 = 1e-7;
+
+#[inline(always)]
+fn gate(gate: f32, value: f32) -> f32 {
+    if gate <= 0.0 { 0.0 } else { value }
+}
+
+/// Adds the lanes of a sum in `f64`, in order.
+#[inline(always)]
+fn sum_lanes(lanes: &[f32; LANES]) -> f64 {
+    lanes.iter().fold(0.0, |sum, &lane| sum + f64::from(lane))
+}
+
+#[inline(always)]
+fn map(values: &mut [f32], f: impl Fn(f32) -> f32) {
+    values.iter_mut().for_each(|value| *value = f(*value));
+}
+
+/// `gradient[i] *= derivative(at[i])`
+#[inline(always)]
+fn chain(gradient: &mut [f32], at: &[f32], derivative: impl Fn(f32) -> f32) {
+    for (gradient, &at) in gradient.iter_mut().zip(at) {
+        *gradient *= derivative(at);
+    }
+}
+
+/// Whether the backward pass of an activation needs its inputs; the others are expressed by their outputs.
+pub fn needs_input(activation: Activation) -> bool {
+    matches!(activation, Activation::Softplus | Activation::Silu | Activation::Gelu | Activation::Mish)
+}
+
+per_isa! {
+    /// Applies an activation in place.
+    pub fn activate(activation: Activation, values: &mut [f32]) {
+        match activation {
+            Activation::Linear => {}
+            Activation::Relu => map(values, |x| gate(x, x)),
+            Activation::Relu6 => map(values, |x| { let x = gate(x, x); if x > 6.0 { 6.0 } else { x } }),
+            Activation::LeakyRelu => map(values, |x| if x <= 0.0 { LEAKY_SLOPE * x } else { x }),
+            Activation::Elu => map(values, |x| if x <= 0.0 { math::exp(x) - 1.0 } else { x }),
+            Activation::Selu => map(values, |x| {
+                SELU_SCALE * if x <= 0.0 { SELU_ALPHA * (math::exp(x) - 1.0) } else { x }
+            }),
+            Activation::Softplus => map(values, math::softplus),
+            Activation::Softsign => map(values, |x| x / (1.0 + x.abs())),
+            Activation::Sigmoid => map(values, math::sigmoid),
+            Activation::HardSigmoid => map(values, |x| {
+                let x = gate(x + 3.0, x + 3.0);
+                (if x > 6.0 { 6.0 } else { x }) * (1.0 / 6.0)
+            }),
+            Activation::Tanh => map(values, math::tanh),
+            Activation::Silu => map(values, |x| x * math::sigmoid(x)),
+            Activation::Gelu => map(values, |x| x * math::normal_cdf(x)),
+            Activation::Mish => map(values, |x| x * math::tanh(math::softplus(x))),
+            Activation::Exponential => map(values, math::exp),
+        }
+    }
+
+    /// Multiplies `gradient` by the activation's derivative. `at` holds the activation's inputs where
+    /// [`needs_input`] says so, else its outputs `y`.
+    pub fn activate_backward(activation: Activation, at: &[f32], gradient: &mut [f32]) {
+        match activation {
+            Activation::Linear => {}
+            Activation::Relu => {
+                for (gradient, &y) in gradient.iter_mut().zip(at) {
+                    *gradient = gate(y, *gradient);
+                }
+            }
+            Activation::Relu6 => chain(gradient, at, |y| if y <= 0.0 || y >= 6.0 { 0.0 } else { 1.0 }),
+            Activation::LeakyRelu => chain(gradient, at, |y| if y <= 0.0 { LEAKY_SLOPE } else { 1.0 }),
+            // d/dx (e^x - 1) = e^x = y + 1
+            Activation::Elu => chain(gradient, at, |y| if y <= 0.0 { y + 1.0 } else { 1.0 }),
+            Activation::Selu => {
+                chain(gradient, at, |y| if y <= 0.0 { y + SELU_SCALE * SELU_ALPHA } else { SELU_SCALE })
+            }
+            Activation::Softplus => chain(gradient, at, math::sigmoid),
+            // 1 / (1 + |x|)^2 = (1 - |y|)^2
+            Activation::Softsign => chain(gradient, at, |y| (1.0 - y.abs()) * (1.0 - y.abs())),
+            Activation::Sigmoid => chain(gradient, at, |y| y * (1.0 - y)),
+            Activation::HardSigmoid => chain(gradient, at, |y| if y <= 0.0 || y >= 1.0 { 0.0 } else { 1.0 / 6.0 }),
+            Activation::Tanh => chain(gradient, at, |y| y.mul_add(-y, 1.0)),
+            // s + x s (1 - s)
+            Activation::Silu => chain(gradient, at, |x| {
+                let s = math::sigmoid(x);
+                (x * s).mul_add(1.0 - s, s)
+            }),
+            // Phi(x) + x phi(x)
+            Activation::Gelu => chain(gradient, at, |x| x.mul_add(math::normal_density(x), math::normal_cdf(x))),
+            // t + x (1 - t^2) sigmoid(x), with t = tanh(softplus(x))
+            Activation::Mish => chain(gradient, at, |x| {
+                let t = math::tanh(math::softplus(x));
+                (x * t.mul_add(-t, 1.0)).mul_add(math::sigmoid(x), t)
+            }),
+            Activation::Exponential => chain(gradient, at, |y| y),
+        }
+    }
+
+    /// Squared error of one sample: returns the sum of `(y - t)^2` and sets `gradient` to `scale * (y - t)`.
+    pub fn squared_error(y: &[f32], t: &[f32], scale: f32, gradient: &mut [f32]) -> f64 {
+        let mut lanes = [0.0f32; LANES];
+        for ((y, t), gradient) in y.chunks(LANES).zip(t.chunks(LANES)).zip(gradient.chunks_mut(LANES)) {
+            for (((y, t), gradient), lane) in y.iter().zip(t).zip(gradient).zip(&mut lanes) {
+                let error = y - t;
+                *gradient = error * scale;
+                *lane = error.mul_add(error, *lane);
+            }
+        }
+        sum_lanes(&lanes)
+    }
+
+    /// Binary cross-entropy of one sample: returns the sum of `-(t ln y + (1 - t) ln(1 - y))`, with `y` kept away from
+    /// 0 and 1, and sets `gradient` to `scale` times its derivative: by `y`, or, if `by_logit`, by the `z` of
+    /// `y = sigmoid(z)`, which is `y - t`.
+    pub fn binary_cross_entropy(y: &[f32], t: &[f32], scale: f32, by_logit: bool, gradient: &mut [f32]) -> f64 {
+        let mut lanes = [0.0f32; LANES];
+        for ((y, t), gradient) in y.chunks(LANES).zip(t.chunks(LANES)).zip(gradient.chunks_mut(LANES)) {
+            for (((&y, &t), gradient), lane) in y.iter().zip(t).zip(gradient).zip(&mut lanes) {
+                let p = y.clamp(PROBABILITY_MARGIN, 1.0 - PROBABILITY_MARGIN);
+                *lane -= t.mul_add(math::ln(p), (1.0 - t) * math::ln(1.0 - p));
+                let by_y = if p == y { (p - t) / (p * (1.0 - p)) } else { 0.0 };
+                *gradient = scale * if by_logit { y - t } else { by_y };
+            }
+        }
+        sum_lanes(&lanes)
+    }
+
+    /// `sums[j] += values[i * channels + j]` for every `i`, in order. A single channel is summed in 16 lanes, which
+    /// are then added in pairs at distance 8, 4, 2 and 1.
+    pub fn add_rows(values: &[f32], channels: usize, sums: &mut [f32]) {
+        if channels == 1 {
+            let mut lanes = [0.0f32; LANES];
+            for chunk in values.chunks(LANES) {
+                for (lane, value) in lanes.iter_mut().zip(chunk) {
+                    *lane += value;
+                }
+            }
+            for distance in [8, 4, 2, 1] {
+                for lane in 0..distance {
+                    lanes[lane] += lanes[lane + distance];
+                }
+            }
+            sums[0] += lanes[0];
+            return;
+        }
+        for row in values.chunks_exact(channels) {
+            for (sum, value) in sums.iter_mut().zip(row) {
+                *sum += value;
+            }
+        }
+    }
+
+    /// `left[i] += right[i]`: the sum of two tree nodes.
+    pub fn add(left: &mut [f32], right: &[f32]) {
+        for (left, right) in left.iter_mut().zip(right) {
+            *left += right;
+        }
+    }
+
+    /// The sum of squares, in 16 lanes of `f64` that are then added in order.
+    pub fn sum_of_squares(values: &[f32]) -> f64 {
+        let mut lanes = [0.0f64; LANES];
+        for chunk in values.chunks(LANES) {
+            for (lane, &value) in lanes.iter_mut().zip(chunk) {
+                *lane += f64::from(value) * f64::from(value);
+            }
+        }
+        lanes.iter().fold(0.0, |sum, lane| sum + lane)
+    }
+
+    /// One step of Adam for a stretch of parameters; see [`crate::optim::adam`] for the formula.
+    pub fn adam(step: AdamStep, state: AdamSlices<'_>) {
+        let AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated } = state;
+        let lanes = parameters.iter().zip(gradient_sum).zip(first_moment).zip(second_moment).zip(updated);
+        for ((((&parameter, &sum), m), v), updated) in lanes {
+            let gradient = sum * step.inverse_samples;
+            *m = (gradient - *m).mul_add(step.one_minus_beta_1, *m);
+            *v = gradient.mul_add(gradient, -*v).mul_add(step.one_minus_beta_2, *v);
+            let denominator = v.sqrt().mul_add(step.root_scale, step.epsilon);
+            *updated = parameter - step.rate * *m / denominator;
+        }
+    }
+
+    /// Writes the transpose of `rows` (each `columns` long) to `to`, whose rows are `stride` apart.
+    pub fn transpose(rows: &[f32], columns: usize, to: &mut [f32], stride: usize) {
+        /// A block of both matrices stays in the L1 cache.
+        const BLOCK: usize = 16;
+        let count = rows.len() / columns;
+        for top in (0..count).step_by(BLOCK) {
+            for left in (0..columns).step_by(BLOCK) {
+                for column in left..(left + BLOCK).min(columns) {
+                    for row in top..(top + BLOCK).min(count) {
+                        to[column * stride + row] = rows[row * columns + column];
+                    }
+                }
+            }
+        }
+    }
+
+    /// Second half of a tap-by-tap gather: `output[pixel][c] = after(bias[c] + sum over terms of products[term + c])`.
+    pub fn sum_terms(
+        products: &[f32],
+        terms: &[Vec<u32>],
+        bias: Option<&[f32]>,
+        after: After<'_>,
+        output: &mut [f32],
+        channels: usize,
+    ) {
+        for (pixel, (terms, output)) in terms.iter().zip(output.chunks_exact_mut(channels)).enumerate() {
+            for (channel, output) in output.iter_mut().enumerate() {
+                let start = bias.map_or(0.0, |bias| bias[channel]);
+                let sum = terms.iter().fold(start, |sum, &term| sum + products[term as usize + channel]);
+                *output = match after {
+                    After::Keep => sum,
+                    After::Relu => gate(sum, sum),
+                    After::Gate(by) => gate(by[pixel * channels + channel], sum),
+                };
+            }
+        }
+    }
+}
+
+/// What one step of Adam does to every parameter.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamStep {
+    /// 1 / number of samples in the batch: turns gradient sums into means.
+    pub inverse_samples: f32,
+    /// `1 - beta_1`
+    pub one_minus_beta_1: f32,
+    /// `1 - beta_2`
+    pub one_minus_beta_2: f32,
+    /// Factor of the root of the second moment.
+    pub root_scale: f32,
+    /// Added to the scaled root.
+    pub epsilon: f32,
+    /// Step size, bias correction included.
+    pub rate: f32,
+}
+
+/// The slices that [`adam`] works on, all equally long.
+pub struct AdamSlices<'a> {
+    /// Parameters before the step.
+    pub parameters: &'a [f32],
+    /// Sum of the gradients of all samples of the batch.
+    pub gradient_sum: &'a [f32],
+    /// Running mean of gradients.
+    pub first_moment: &'a mut [f32],
+    /// Running mean of squared gradients.
+    pub second_moment: &'a mut [f32],
+    /// Parameters after the step.
+    pub updated: &'a mut [f32],
+}
+
+/// Copies `count` columns, from column `start` on, of rows that are `columns` wide to rows that are `width` apart.
+pub fn copy_columns(from: &[f32], columns: usize, start: usize, count: usize, to: &mut [f32], width: usize) {
+    for (to, from) in to.chunks_exact_mut(width).zip(from.chunks_exact(columns)) {
+        to[..count].copy_from_slice(&from[start..start + count]);
+    }
+}

@@ -1,0 +1,108 @@
+//! Which instruction set the kernels use.
+
+use std::fmt;
+
+/// An instruction set that this machine has.
+///
+/// A value of this type is the proof that its instructions may be executed: there is no way to make one that skips the
+/// run-time check.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Isa(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+}
+
+/// A name that is no instruction set's, or one that this machine lacks.
+#[derive(Debug, thiserror::Error)]
+#[error("instruction set {name:?} cannot be used here; this machine has: {available}")]
+pub struct UnknownIsa {
+    name: String,
+    available: String,
+}
+
+impl Isa {
+    /// Plain `f32::mul_add`: the specification of all other paths, available everywhere, and slow.
+    pub const SCALAR: Isa = Isa(Kind::Scalar);
+
+    /// Every instruction set of this machine, the fastest first.
+    pub fn available() -> Vec<Isa> {
+        let mut found = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512dq");
+            if avx2 && avx512 {
+                found.push(Isa(Kind::Avx512));
+            }
+            if avx2 {
+                found.push(Isa(Kind::Avx2));
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            found.push(Isa(Kind::Neon));
+        }
+        found.push(Isa::SCALAR);
+        found
+    }
+
+    /// The fastest instruction set of this machine.
+    pub fn best() -> Isa {
+        Isa::available()[0]
+    }
+
+    /// The instruction set called `name` (`scalar`, `avx2`, `avx512`, `neon`), or the fastest one for `auto`.
+    ///
+    /// # Errors
+    /// [`UnknownIsa`] when there is no such name or this machine lacks it.
+    pub fn parse(name: &str) -> Result<Isa, UnknownIsa> {
+        if name == "auto" {
+            return Ok(Isa::best());
+        }
+        let available = Isa::available();
+        available.iter().copied().find(|isa| isa.name() == name).ok_or_else(|| UnknownIsa {
+            name: name.to_owned(),
+            available: available.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    /// The name for command lines and messages.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Kind::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => "neon",
+        }
+    }
+
+    pub(super) fn kind(self) -> Kind {
+        self.0
+    }
+}
+
+impl fmt::Debug for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,282 @@
+//! The one register-blocked loop that does every product-sum of Lockstep.
+//!
+//! A *tile* is a few rows of the output by a few vectors of its columns, kept in registers while the summed index runs.
+//! Each output is `epilogue(init + a_0 b_0 + a_1 b_1 + ...)`, a chain of fused multiply-adds in the order of the index.
+//! Vectors run across columns, rows are independent, and the summed index is never split: the tile's size is a matter
+//! of speed alone.
+
+use super::isa::{Isa, Kind};
+use super::simd::{Scalar, Simd};
+
+/// Where a row of outputs finds its first operand, and where it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Row {
+    /// Offset into `a` that the row's runs are relative to.
+    pub a: u32,
+    /// Offset into `c` of the row's first column.
+    pub c: u32,
+}
+
+/// A stretch of the summed index in which both operands advance by constant steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    /// Offset into `a`, relative to the row's.
+    pub a: i32,
+    /// First row of `b`.
+    pub b: u32,
+    /// Number of products.
+    pub depth: u32,
+}
+
+/// What an output is before the first product.
+#[derive(Clone, Copy)]
+pub(super) enum Start {
+    Zero,
+    /// What `c` holds.
+    Accumulate,
+    /// One value for each column.
+    Bias(*const f32),
+}
+
+/// What happens to an output after the last product.
+#[derive(Clone, Copy)]
+pub(super) enum Finish {
+    Keep,
+    /// 0 where the output is not above 0.
+    Relu,
+    /// 0 where the float at the same offset of another buffer is not above 0.
+    Gate(*const f32),
+}
+
+/// A block of outputs: `c[row.c + j] = finish(start + sum over repeats, runs, k of a[..] * b[..])` for
+/// `j < columns`, where the product of step `k` of a run in repeat `r` is
+/// `a[row.a + r * a_repeat + run.a + k * a_step] * b[(r * b_repeat + run.b + k) * b_stride + j]`.
+pub(super) struct Block<'a> {
+    pub a: *const f32,
+    pub b: *const f32,
+    pub c: *mut f32,
+    pub rows: &'a [Row],
+    pub runs: &'a [Run],
+    /// How often the runs are gone through, with which offsets (in floats of `a`, in rows of `b`).
+    pub repeats: usize,
+    pub a_repeat: usize,
+    pub b_repeat: usize,
+    pub a_step: usize,
+    pub b_stride: usize,
+    /// At most [`panel_widths`]' widest.
+    pub columns: usize,
+    pub start: Start,
+    pub finish: Finish,
+}
+
+/// Widths into which columns are cut for an instruction set, widest first. Whole vectors of `b` are read up to such a
+/// width, also where there are fewer columns.
+pub(super) fn panel_widths(isa: Isa) -> &'static [usize] {
+    match isa.kind() {
+        Kind::Scalar => &[8],
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => &[16, 8],
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 => &[64, 32, 16],
+        #[cfg(target_arch = "aarch64")]
+        Kind::Neon => &[16, 8],
+    }
+}
+
+/// The narrowest panel that holds `columns` columns.
+pub(super) fn panel_width(isa: Isa, columns: usize) -> usize {
+    let widths = panel_widths(isa);
+    *widths.iter().rev().find(|&&width| width >= columns).unwrap_or(&widths[0])
+}
+
+/// Computes a block.
+///
+/// # Safety
+/// For every row, repeat, run and step, the element of `a` must be readable, and so must `panel_width(columns)` floats
+/// of `b` from the start of its row; `columns` floats from each row's place in `c` must be readable and writable by
+/// this call alone, and readable in the bias and in the gate where there is one.
+pub(super) unsafe fn run(isa: Isa, block: &Block<'_>) {
+    match isa.kind() {
+        // SAFETY: the caller's promises are the callee's.
+        Kind::Scalar => unsafe { rows::<Scalar, 4, 1>(block) },
+        // SAFETY: as above, and a value of `Isa` exists only for instruction sets that were detected.
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => unsafe { avx2(block) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 => unsafe { avx512(block) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Kind::Neon => unsafe {
+            match panel_width(isa, block.columns) {
+                16 => rows::<super::simd::arm::Neon, 6, 4>(block),
+                _ => rows::<super::simd::arm::Neon, 8, 2>(block),
+            }
+        },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2(block: &Block<'_>) {
+    use super::simd::x86::Avx2;
+    // SAFETY: the caller's promises are the callee's.
+    unsafe {
+        match block.columns {
+            9.. => rows::<Avx2, 6, 2>(block),
+            _ => rows::<Avx2, 6, 1>(block),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn avx512(block: &Block<'_>) {
+    use super::simd::x86::Avx512;
+    // SAFETY: the caller's promises are the callee's.
+    unsafe {
+        match block.columns {
+            33.. => rows::<Avx512, 6, 4>(block),
+            17.. => rows::<Avx512, 8, 2>(block),
+            _ => rows::<Avx512, 8, 1>(block),
+        }
+    }
+}
+
+/// Cuts the rows into tiles of `R`, then 4, 2 and 1.
+#[inline(always)]
+unsafe fn rows<S: Simd, const R: usize, const V: usize>(block: &Block<'_>) {
+    let whole = block.columns == V * S::LANES;
+    // SAFETY: tiles are made of rows of the block; the caller's promises cover them.
+    unsafe { if whole { rows_of_width::<S, R, V, true>(block) } else { rows_of_width::<S, R, V, false>(block) } }
+}
+
+#[inline(always)]
+unsafe fn rows_of_width<S: Simd, const R: usize, const V: usize, const WHOLE: bool>(block: &Block<'_>) {
+    let mut rest = block.rows;
+    // SAFETY: as for `rows`.
+    unsafe {
+        while let Some((rows, after)) = rest.split_first_chunk::<R>() {
+            tile::<S, R, V, WHOLE>(block, rows);
+            rest = after;
+        }
+        if R > 4
+            && let Some((rows, after)) = rest.split_first_chunk::<4>()
+        {
+            tile::<S, 4, V, WHOLE>(block, rows);
+            rest = after;
+        }
+        if R > 2
+            && let Some((rows, after)) = rest.split_first_chunk::<2>()
+        {
+            tile::<S, 2, V, WHOLE>(block, rows);
+            rest = after;
+        }
+        while let Some((rows, after)) = rest.split_first_chunk::<1>() {
+            tile::<S, 1, V, WHOLE>(block, rows);
+            rest = after;
+        }
+    }
+}
+
+/// The largest tile of any instruction set: 8 rows of 64 columns.
+#[repr(align(64))]
+struct Scratch(std::mem::MaybeUninit<[f32; 8 * 64]>);
+
+/// One tile: start values into scratch memory, products in registers, results from scratch memory to `c`.
+///
+/// The start values take the way through memory so that the compiler does not know them to be equal; it would merge
+/// accumulators and shuffle them apart again.
+#[inline(always)]
+unsafe fn tile<S: Simd, const R: usize, const V: usize, const WHOLE: bool>(block: &Block<'_>, rows: &[Row; R]) {
+    let mut scratch = Scratch(std::mem::MaybeUninit::uninit());
+    let scratch = scratch.0.as_mut_ptr().cast::<f32>();
+    let lanes = |v: usize| if WHOLE { S::LANES } else { block.columns.saturating_sub(v * S::LANES).min(S::LANES) };
+    // SAFETY: scratch holds R * V vectors; partial accesses stay within the block's columns, and whole ones happen only
+    // when all columns of the panel are there; the rest is the caller's promise.
+    unsafe {
+        let load = |from: *const f32, v: usize| {
+            if WHOLE { S::load(from.add(v * S::LANES)) } else { partial::<S>(from, v, lanes(v)) }
+        };
+        for (i, row) in rows.iter().enumerate() {
+            for v in 0..V {
+                let start = match block.start {
+                    Start::Zero => S::splat(0.0),
+                    Start::Accumulate => load(block.c.add(row.c as usize), v),
+                    Start::Bias(bias) => load(bias, v),
+                };
+                S::store(scratch.add((i * V + v) * S::LANES), start);
+            }
+        }
+        products::<S, R, V>(block, rows, scratch);
+        for (i, row) in rows.iter().enumerate() {
+            for v in 0..V {
+                let sum = S::load(scratch.add((i * V + v) * S::LANES));
+                let result = match block.finish {
+                    Finish::Keep => sum,
+                    Finish::Relu => S::gate(sum, sum),
+                    Finish::Gate(gate) => S::gate(load(gate.add(row.c as usize), v), sum),
+                };
+                let to = block.c.add(row.c as usize + v * S::LANES);
+                if WHOLE {
+                    S::store(to, result);
+                } else if lanes(v) > 0 {
+                    S::store_partial(to, result, lanes(v));
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn partial<S: Simd>(from: *const f32, v: usize, lanes: usize) -> S::Vector {
+    // SAFETY: the caller's columns cover the lanes; no lane, no access.
+    unsafe { if lanes == 0 { S::splat(0.0) } else { S::load_partial(from.add(v * S::LANES), lanes) } }
+}
+
+/// The register-critical loop: `R` x `V` accumulators from `sums`, all products, back to `sums`.
+#[inline(always)]
+unsafe fn products<S: Simd, const R: usize, const V: usize>(block: &Block<'_>, rows: &[Row; R], sums: *mut f32) {
+    // SAFETY: `sums` holds R * V vectors; operands are readable by the caller's promise.
+    unsafe {
+        let mut acc = [[S::splat(0.0); V]; R];
+        for i in 0..R {
+            for v in 0..V {
+                acc[i][v] = S::load(sums.add((i * V + v) * S::LANES));
+            }
+        }
+        let mut a_rows = [block.a; R];
+        for i in 0..R {
+            a_rows[i] = block.a.add(rows[i].a as usize);
+        }
+        let mut b_base = block.b;
+        let mut a_base = 0isize;
+        for _ in 0..block.repeats {
+            for run in block.runs {
+                let mut a = a_base + run.a as isize;
+                let mut b = b_base.wrapping_add(run.b as usize * block.b_stride);
+                for _ in 0..run.depth {
+                    let mut columns = [S::splat(0.0); V];
+                    for v in 0..V {
+                        columns[v] = S::load(b.add(v * S::LANES));
+                    }
+                    for i in 0..R {
+                        let value = S::splat(*a_rows[i].offset(a));
+                        for v in 0..V {
+                            acc[i][v] = S::multiply_add(value, columns[v], acc[i][v]);
+                        }
+                    }
+                    a += block.a_step as isize;
+                    b = b.wrapping_add(block.b_stride);
+                }
+            }
+            a_base += block.a_repeat as isize;
+            b_base = b_base.wrapping_add(block.b_repeat * block.b_stride);
+        }
+        for i in 0..R {
+            for v in 0..V {
+                S::store(sums.add((i * V + v) * S::LANES), acc[i][v]);
+            }
+        }
+    }
+}

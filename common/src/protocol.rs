@@ -1,0 +1,346 @@
+//! What coordinator and workers say to each other, as plain values.
+//!
+//! The crate `lockstep-proto` turns these values into protobuf messages and back; a worker inside the coordinator's
+//! process gets them as they are. `docs/protocol.md` shows a session.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::Dtype;
+use crate::hash::{Digest, DigestBuilder};
+use crate::model::{LayoutHash, ModelSpec};
+use crate::nn::Loss;
+use crate::reduce::NodeId;
+use crate::shape::Shape;
+use crate::shard::Schedule;
+
+/// Floats in a chunk of a tensor: 1 MiB. A constant of the mathematics too: the parameter digest of a round is made of
+/// the digests of its chunks.
+pub const CHUNK_FLOATS: usize = 1 << 18;
+
+/// The chunks of a vector of `floats` floats: index and range of each, first to last.
+pub fn chunks(floats: usize) -> impl DoubleEndedIterator<Item = (u32, std::ops::Range<usize>)> + Clone {
+    (0..floats.div_ceil(CHUNK_FLOATS)).map(move |i| (i as u32, i * CHUNK_FLOATS..((i + 1) * CHUNK_FLOATS).min(floats)))
+}
+
+/// One join of a worker: which worker, and which of its joins. Messages of an earlier incarnation are void.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct MemberId {
+    /// Number of the worker within the run, from 1.
+    pub worker: u32,
+    /// Counts the worker's joins, from 1.
+    pub incarnation: u32,
+}
+
+impl fmt::Display for MemberId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "w{}#{}", self.worker, self.incarnation)
+    }
+}
+
+/// What is computed leaf by leaf: a round's gradient, or the validation loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Work {
+    /// The gradient of round `round` (from 0) at parameter version `round`.
+    Gradient {
+        /// Number of rounds before this one.
+        round: u64,
+    },
+    /// The loss on the validation set at parameter version `round`.
+    Evaluation {
+        /// Number of rounds before the evaluation.
+        round: u64,
+    },
+}
+
+impl Work {
+    /// The parameter version that the work is computed from: the number of rounds that made it.
+    pub fn version(self) -> u64 {
+        match self {
+            Work::Gradient { round } | Work::Evaluation { round } => round,
+        }
+    }
+
+    /// Which samples the work is about.
+    pub fn split(self) -> Split {
+        match self {
+            Work::Gradient { .. } => Split::Training,
+            Work::Evaluation { .. } => Split::Validation,
+        }
+    }
+}
+
+impl fmt::Display for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Work::Gradient { round } => write!(f, "round {round}"),
+            Work::Evaluation { round } => write!(f, "evaluation after {round} rounds"),
+        }
+    }
+}
+
+/// A part of the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Split {
+    /// What the model is trained on.
+    Training,
+    /// What it is judged by.
+    Validation,
+}
+
+/// A shard of one part of the data: the unit that workers fetch and keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardRef {
+    /// Training or validation.
+    pub split: Split,
+    /// Which shard.
+    pub shard: u32,
+}
+
+impl fmt::Display for ShardRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.split {
+            Split::Training => write!(f, "training shard {}", self.shard),
+            Split::Validation => write!(f, "validation shard {}", self.shard),
+        }
+    }
+}
+
+/// Samples as they travel: their indices in their part of the data, and their elements.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Samples {
+    /// Index of each sample.
+    pub ids: Vec<u32>,
+    /// Little-endian elements of all samples, one after the other, in the job's element type.
+    pub data: Vec<u8>,
+}
+
+/// Everything a worker must know to compute a run's leaves.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    /// The run's name.
+    pub run: String,
+    /// The model.
+    pub model: ModelSpec,
+    /// Hash of the parameters' layout, which the worker must find as well.
+    pub layout: LayoutHash,
+    /// The loss.
+    pub loss: Loss,
+    /// Which samples each leaf takes.
+    pub schedule: Schedule,
+    /// Number of validation samples; may be 0.
+    pub validation_samples: u32,
+    /// Shape of a sample in the data set.
+    pub sample_shape: Shape,
+    /// Element type of the data set.
+    pub dtype: Dtype,
+}
+
+/// A request to become a member.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JoinRequest {
+    /// Identifies the worker process, over all its joins.
+    pub process: u64,
+    /// A name for people: usually host and process id.
+    pub name: String,
+    /// Version of the software.
+    pub version: String,
+    /// See [`crate::fingerprint`](mod@crate::fingerprint).
+    pub fingerprint: Digest,
+    /// Threads that the worker computes with.
+    pub threads: u32,
+    /// Instruction set that the worker computes on, for display.
+    pub isa: String,
+}
+
+/// The answer to a worker that was admitted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Welcome {
+    /// Who the worker is from now on.
+    pub member: MemberId,
+    /// What the run is.
+    pub job: Job,
+    /// How often the worker must give a sign of life.
+    pub heartbeat_interval: Duration,
+}
+
+/// A leaf to compute.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LeafTask {
+    /// Which leaf.
+    pub leaf: u32,
+    /// Its samples in the order of use, if the worker has not cached the leaf's shard.
+    pub inline: Option<Arc<Samples>>,
+}
+
+/// Leaves to compute for a piece of work.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assignment {
+    /// What the leaves belong to.
+    pub work: Work,
+    /// Ascending leaves.
+    pub leaves: Vec<LeafTask>,
+}
+
+/// What a worker found out about a tree node, besides the gradient.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeReport {
+    /// What the node belongs to.
+    pub work: Work,
+    /// Position in the reduction tree.
+    pub node: NodeId,
+    /// Sum of the samples' losses.
+    pub loss: f64,
+    /// Number of samples.
+    pub samples: u32,
+    /// For each leaf of the node, the digest of the indices of the samples used, in the order of use.
+    pub digests: Vec<Digest>,
+    /// How long the worker computed for the assignment that the node belongs to.
+    pub compute: Duration,
+}
+
+/// A part of a node's gradient sum.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeChunk {
+    /// Round of the gradient.
+    pub round: u64,
+    /// Position in the reduction tree.
+    pub node: NodeId,
+    /// Which chunk of the layout.
+    pub chunk: u32,
+    /// The chunk's floats.
+    pub data: Vec<f32>,
+}
+
+/// Shards that a worker should have. A new list replaces the one before, and what was reported for that one is void.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeepList {
+    /// Counts the member's lists, from 1.
+    pub list: u32,
+    /// The shards.
+    pub shards: Vec<ShardRef>,
+}
+
+/// From the coordinator to a worker.
+#[derive(Clone, Debug)]
+pub enum ToWorker {
+    /// Shards that the worker should have; its other shards may go.
+    Keep(KeepList),
+    /// Leaves to compute, as soon as the parameters of that version are there.
+    Assign(Assignment),
+    /// A part of a version of the parameters.
+    ParameterChunk {
+        /// Number of rounds that made the version.
+        version: u64,
+        /// Which chunk of the layout.
+        chunk: u32,
+        /// Little-endian floats.
+        data: Bytes,
+    },
+    /// A whole version of the parameters, for a worker in the same process.
+    Parameters {
+        /// Number of rounds that made the version.
+        version: u64,
+        /// The flat vector.
+        values: Arc<Vec<f32>>,
+    },
+    /// The worker is out; it may join again.
+    Evicted {
+        /// Why.
+        reason: String,
+    },
+    /// The run has ended.
+    Finished {
+        /// How.
+        reason: String,
+    },
+}
+
+/// Immutable bytes that many receivers share.
+pub use bytes::Bytes;
+
+/// From a worker to the coordinator, after it was admitted.
+#[derive(Clone, Debug)]
+pub enum FromWorker {
+    /// A sign of life.
+    Heartbeat,
+    /// A shard is cached, as the list with this number asks: its samples need not be sent inline.
+    Cached {
+        /// Number of the list.
+        list: u32,
+        /// Which shard.
+        shard: ShardRef,
+    },
+    /// A node is computed; for a round, the parts of its gradient follow.
+    Announce(NodeReport),
+    /// A part of a node's gradient.
+    NodeChunk(NodeChunk),
+    /// A whole node's gradient, from a worker in the same process.
+    NodeWhole {
+        /// Round of the gradient.
+        round: u64,
+        /// Position in the reduction tree.
+        node: NodeId,
+        /// The flat vector.
+        gradient: Arc<Vec<f32>>,
+    },
+    /// The worker wants to leave when its work is handed over.
+    Drain,
+    /// The worker cannot go on.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why a worker is not admitted. None of these gets better by trying again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Coordinator and worker are different builds.
+    #[error("version mismatch: the run's coordinator is lockstep {run}, this worker is {worker}; use the same release")]
+    Version {
+        /// The coordinator's.
+        run: String,
+        /// The worker's.
+        worker: String,
+    },
+    /// They would compute different bits.
+    #[error(
+        "numerics fingerprint mismatch: the run has {run}, this worker {worker}; its build or processor computes other bits"
+    )]
+    Fingerprint {
+        /// The coordinator's.
+        run: Digest,
+        /// The worker's.
+        worker: Digest,
+    },
+    /// They mean different things by a parameter's index.
+    #[error("layout hash mismatch: the run has {run}, this worker {worker}; use the same release")]
+    Layout {
+        /// The coordinator's.
+        run: LayoutHash,
+        /// The worker's.
+        worker: LayoutHash,
+    },
+    /// There is nothing left to do.
+    #[error("the run has ended: {reason}")]
+    Finished {
+        /// How.
+        reason: String,
+    },
+}
+
+/// The digest of a version of the parameters: of its chunks' digests, so that it can be made chunk by chunk.
+pub fn parameters_digest(parameters: &[f32]) -> Digest {
+    combine_chunk_digests(chunks(parameters.len()).map(|(_, range)| Digest::of_floats(&parameters[range])))
+}
+
+/// See [`parameters_digest`].
+pub fn combine_chunk_digests(chunks: impl Iterator<Item = Digest>) -> Digest {
+    let mut digest = DigestBuilder::default();
+    chunks.for_each(|chunk| digest.bytes(&chunk.0.to_le_bytes()));
+    digest.finish()
+}

@@ -1,0 +1,268 @@
+//! The numerics contract within one machine: a sum of gradients and losses has the same bits on every instruction set,
+//! for any number of samples to a pass, and for any number of threads.
+
+use lockstep_common::hash::Digest;
+use lockstep_common::kernel::{Isa, elementwise};
+use lockstep_common::model::{
+    Activation, ConvSpec, LayerSpec, ModelSpec, Padding, Pair, PoolSpec, ResolvedModel, preset,
+};
+use lockstep_common::nn::{
+    Buffers, LeafSource, Loss, Network, NodeSum, Weights, evaluate, initial_parameters, subtree,
+};
+use lockstep_common::reduce::{NodeId, Tree};
+use lockstep_common::rng::{Purpose, Stream};
+use lockstep_common::shape::Shape;
+
+/// Below, at and above the widths of vectors and of panels.
+const CHANNELS: [usize; 12] = [1, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 130];
+
+/// A model with parameters, and as many samples as one asks for.
+struct Subject {
+    model: ResolvedModel,
+    loss: Loss,
+    parameters: Vec<f32>,
+    /// Whether samples differ in size by many orders of magnitude, so that every reordered sum shows.
+    uneven: bool,
+}
+
+impl Subject {
+    fn new(spec: &ModelSpec, loss: Loss) -> Self {
+        let model = spec.resolve().unwrap_or_else(|error| panic!("{error}"));
+        let mut parameters = initial_parameters(&model.layout, 5);
+        let mut stream = Stream::new(6, Purpose::SelfTest, 0, 0);
+        // Biases start at 0, which would hide them.
+        parameters.iter_mut().filter(|value| **value == 0.0).for_each(|value| *value = stream.uniform() * 0.2 - 0.1);
+        Self { model, loss, parameters, uneven: false }
+    }
+
+    fn name(&self) -> String {
+        format!("{} ({})", self.model.spec.name, self.loss)
+    }
+
+    fn write(&self, i: usize, out: &mut [f32]) {
+        let mut stream = Stream::new(7, Purpose::SelfTest, i as u32, 0);
+        let scale = if self.uneven { 2.0f32.powi(stream.below(50) as i32 - 25) } else { 1.0 };
+        // Many pixels of real images are exactly 0.
+        out.iter_mut().for_each(|value| *value = (stream.uniform() * 1.5 - 0.5).max(0.0) * scale);
+    }
+
+    fn leaf(&self, network: &Network, samples: usize) -> Bits {
+        let mut packed = vec![0.0; network.packed_len()];
+        network.pack(&self.parameters, &mut packed);
+        let weights = Weights { parameters: &self.parameters, packed: &packed };
+        let write = |i: usize, out: &mut [f32]| self.write(i, out);
+        // What stood in the gradient before must not matter.
+        let mut gradient = vec![f32::NAN; network.parameters()];
+        let loss = network.leaf_gradient(weights, samples, &write, &mut gradient, &mut network.workspace());
+        assert!(gradient.iter().all(|value| value.is_finite()), "{}: gradient", self.name());
+        assert_eq!(samples == 0, gradient.iter().all(|&value| value == 0.0), "{}: zero gradient", self.name());
+        Bits::of(&gradient, loss)
+    }
+}
+
+/// Equal if all bits are.
+#[derive(Debug, PartialEq)]
+struct Bits {
+    gradient: Digest,
+    loss: u64,
+}
+
+impl Bits {
+    fn of(gradient: &[f32], loss: f64) -> Self {
+        Self { gradient: Digest::of_floats(gradient), loss: loss.to_bits() }
+    }
+
+    fn of_node(sum: &NodeSum) -> Self {
+        Self::of(&sum.gradient, sum.loss)
+    }
+}
+
+/// The gradient of `samples` samples on every instruction set, and with every number of samples to a pass, is that of
+/// plain code which takes one sample after the other.
+fn check(subject: &Subject, leaf_sizes: &[usize], pass_sizes: &[usize]) {
+    let specification = Network::with_pass_samples(&subject.model, subject.loss, Isa::SCALAR, 1);
+    for &samples in leaf_sizes {
+        let expected = subject.leaf(&specification, samples);
+        for isa in Isa::available() {
+            for &pass in pass_sizes {
+                let network = Network::with_pass_samples(&subject.model, subject.loss, isa, pass);
+                let got = subject.leaf(&network, samples);
+                assert_eq!(got, expected, "{}: {samples} samples, {pass} a pass, on {isa}", subject.name());
+            }
+            let network = Network::new(&subject.model, subject.loss, isa);
+            assert_eq!(subject.leaf(&network, samples), expected, "{}: {samples} samples, {isa}", subject.name());
+        }
+    }
+}
+
+/// Leaf sizes around those of the passes.
+fn leaf_sizes(pass_samples: usize) -> [usize; 6] {
+    [0, 1, 3, pass_samples, pass_samples + 1, 2 * pass_samples + 3]
+}
+
+fn file(text: &str) -> ModelSpec {
+    ModelSpec::from_toml(text).unwrap()
+}
+
+fn small_article() -> ModelSpec {
+    file(include_str!("golden/article.toml"))
+}
+
+fn self_test() -> ModelSpec {
+    file(include_str!("../models/self-test.toml"))
+}
+
+/// A convolutional autoencoder in which every layer takes or gives `channels` channels, or one more.
+fn with_channels(channels: usize) -> ModelSpec {
+    let conv = |filters, size, strides, activation| ConvSpec {
+        filters,
+        kernel_size: Pair::square(size),
+        strides: Pair { rows: strides, columns: 1 },
+        padding: Padding::Same,
+        activation,
+        use_bias: true,
+    };
+    let halves = Pair { rows: 2, columns: 1 };
+    ModelSpec {
+        name: format!("{channels} channels"),
+        input: Shape::new([4, 3, 2]),
+        encoder: vec![
+            LayerSpec::Conv2d(conv(channels, 3, 1, Activation::Relu)),
+            LayerSpec::MaxPool2d(PoolSpec { pool_size: halves, strides: None, padding: Padding::Valid }),
+            LayerSpec::Conv2d(conv(channels + 1, 2, 2, Activation::Tanh)),
+            LayerSpec::Dense { units: channels, activation: Activation::Relu, use_bias: true },
+        ],
+        decoder: vec![
+            LayerSpec::Conv2dTranspose(conv(channels, 3, 2, Activation::Relu)),
+            LayerSpec::AveragePool2d(PoolSpec {
+                pool_size: halves,
+                strides: Some(Pair::square(1)),
+                padding: Padding::Same,
+            }),
+            LayerSpec::UpSampling2d { size: halves },
+            LayerSpec::Conv2dTranspose(conv(2, 3, 1, Activation::Sigmoid)),
+        ],
+    }
+}
+
+#[test]
+fn small_models_at_leaf_sizes_around_a_pass() {
+    for spec in [small_article(), self_test()] {
+        for loss in [Loss::Mse, Loss::BinaryCrossentropy] {
+            check(&Subject::new(&spec, loss), &leaf_sizes(4), &[1, 3, 4, 7]);
+        }
+        // The number of samples that a network chooses for itself.
+        let subject = Subject::new(&spec, Loss::Mse);
+        let own = Network::new(&subject.model, Loss::Mse, Isa::best()).pass_samples();
+        check(&subject, &leaf_sizes(own), &[]);
+    }
+}
+
+#[test]
+fn presets() {
+    for name in ["article", "dense"] {
+        check(&Subject::new(&preset(name).unwrap(), Loss::Mse), &[1, 2, 3, 7], &[2]);
+    }
+}
+
+#[test]
+fn leaves_in_memory_that_was_used_before() {
+    for spec in [small_article(), self_test()] {
+        let subject = Subject::new(&spec, Loss::Mse);
+        for isa in Isa::available() {
+            let network = Network::with_pass_samples(&subject.model, subject.loss, isa, 3);
+            let mut packed = vec![f32::NAN; network.packed_len()];
+            network.pack(&subject.parameters, &mut packed);
+            let weights = Weights { parameters: &subject.parameters, packed: &packed };
+            let write = |i: usize, out: &mut [f32]| subject.write(i, out);
+            let mut workspace = network.workspace();
+            let mut gradient = vec![0.0; network.parameters()];
+            for samples in [5, 1, 0, 7] {
+                let expected = subject.leaf(&network, samples);
+                let loss = network.leaf_gradient(weights, samples, &write, &mut gradient, &mut workspace);
+                assert_eq!(Bits::of(&gradient, loss), expected, "{}: {samples} samples on {isa}", subject.name());
+                let evaluated = network.leaf_loss(weights, samples, &write, &mut workspace);
+                assert_eq!(evaluated.to_bits(), expected.loss, "{}: {samples} samples on {isa}", subject.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn channel_counts_around_vector_widths() {
+    for channels in CHANNELS {
+        check(&Subject::new(&with_channels(channels), Loss::Mse), &[1, 3, 5, 11], &[3, 4]);
+    }
+}
+
+#[test]
+fn samples_of_very_different_sizes() {
+    // Sums of these round in `f64` too.
+    let mut linear = with_channels(9);
+    let Some(LayerSpec::Conv2dTranspose(last)) = linear.decoder.last_mut() else { panic!("the last layer") };
+    last.activation = Activation::Linear;
+    let subject = Subject { uneven: true, ..Subject::new(&linear, Loss::Mse) };
+    check(&subject, &[1, 3, 7, 16, 40], &[2, 3, 4, 16]);
+}
+
+/// Leaves of 0 to 6 samples, each with samples of its own.
+struct Leaves<'a>(&'a Subject);
+
+impl LeafSource for Leaves<'_> {
+    fn samples(&self, leaf: u32) -> u32 {
+        [3, 0, 6, 1, 4, 5, 2][leaf as usize % 7]
+    }
+
+    fn write(&self, leaf: u32, i: usize, out: &mut [f32]) {
+        self.0.write(leaf as usize * 10 + i, out);
+    }
+}
+
+#[test]
+fn subtrees_for_any_number_of_threads_and_any_split() {
+    let tree = Tree::over(16).unwrap();
+    for spec in [small_article(), self_test()] {
+        let subject = Subject { uneven: true, ..Subject::new(&spec, Loss::Mse) };
+        let name = subject.name();
+        let mut of_first_isa = None;
+        for isa in Isa::available() {
+            let network = Network::with_pass_samples(&subject.model, subject.loss, isa, 4);
+            let mut packed = vec![0.0; network.packed_len()];
+            network.pack(&subject.parameters, &mut packed);
+            let weights = Weights { parameters: &subject.parameters, packed: &packed };
+            let leaves = Leaves(&subject);
+            let buffers = Buffers::default();
+            // By hand: leaf by leaf, node by node.
+            let expected = by_children(&network, weights, tree.root(), &leaves);
+            let bits = Bits::of_node(&expected);
+            assert_eq!(expected.samples, (0..16).map(|leaf| leaves.samples(leaf)).sum::<u32>());
+            for threads in 1..=4 {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                // Twice, the second time in memory that was used before.
+                for _ in 0..2 {
+                    let sum = pool.install(|| subtree(&network, weights, tree.root(), &leaves, &buffers));
+                    assert_eq!(Bits::of_node(&sum), bits, "{name}: {threads} threads on {isa}");
+                    assert_eq!(sum.samples, expected.samples);
+                    buffers.recycle(sum.gradient);
+                }
+                let evaluated = pool.install(|| evaluate(&network, weights, tree.root(), &leaves, &buffers));
+                assert_eq!(evaluated.loss.to_bits(), bits.loss, "{name}: evaluation by {threads} threads on {isa}");
+                assert_eq!((evaluated.samples, evaluated.gradient.len()), (expected.samples, 0));
+            }
+            assert_eq!(*of_first_isa.get_or_insert(Bits::of_node(&expected)), bits, "{name}: {isa}");
+        }
+    }
+}
+
+/// The sum of a node from its children's, which are computed apart, as by two workers.
+fn by_children(network: &Network, weights: Weights<'_>, node: NodeId, leaves: &Leaves<'_>) -> NodeSum {
+    let whole = subtree(network, weights, node, leaves, &Buffers::default());
+    let Some([left, right]) = node.children() else { return whole };
+    let mut left = by_children(network, weights, left, leaves);
+    let right = by_children(network, weights, right, leaves);
+    elementwise::add(network.isa(), &mut left.gradient, &right.gradient);
+    left.loss += right.loss;
+    left.samples += right.samples;
+    assert_eq!(Bits::of_node(&left), Bits::of_node(&whole), "node {node} from its children");
+    left
+}

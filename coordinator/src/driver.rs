@@ -1,0 +1,288 @@
+//! The driver: takes events to the state machine and performs what it decides.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use lockstep_common::config::RunSpec;
+use lockstep_common::placement::PlacedData;
+use lockstep_common::progress::{Event as Progressed, RunState, RunStatus, TimedEvent, WorkerStatus};
+use lockstep_common::protocol::{Assignment, FromWorker, LeafTask, MemberId, Refusal, ToWorker, Welcome, Work, chunks};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
+use tracing::{debug, info, warn};
+
+use crate::aggregate::{FromAggregator, ToAggregator};
+use crate::expected::ExpectedSamples;
+use crate::journal::Journal;
+use crate::link::{Inbound, Link};
+use crate::monitor::Hub;
+use crate::round::{ConnectionId, Effect, Event, Machine, Outcome, ToMember};
+
+/// How often leases are checked: a small part of the shortest sensible lease.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What a run leaves behind.
+#[derive(Debug)]
+pub struct RunResult {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The parameters after the last committed round.
+    pub parameters: Arc<Vec<f32>>,
+    /// Rounds committed.
+    pub rounds: u64,
+    /// The run at its end, as the monitor shows it.
+    pub status: RunStatus,
+    /// Workers ever admitted.
+    pub workers_seen: u32,
+    /// Members lost without having drained.
+    pub workers_lost: u32,
+    /// From the first round's start to the last one's commit.
+    pub training_time: Duration,
+}
+
+/// What the driver works with.
+pub(crate) struct Driver {
+    pub(crate) spec: RunSpec,
+    pub(crate) machine: Machine,
+    pub(crate) data: Arc<PlacedData>,
+    pub(crate) aggregator: mpsc::Sender<ToAggregator>,
+    pub(crate) journal: Journal,
+    pub(crate) hub: Arc<Hub>,
+    /// The parameters after the last committed round.
+    pub(crate) parameters: Arc<Vec<f32>>,
+    pub(crate) expected: ExpectedSamples,
+    pub(crate) started: Instant,
+    pub(crate) links: BTreeMap<MemberId, Box<dyn Link>>,
+    pub(crate) joining: HashMap<ConnectionId, Joining>,
+    pub(crate) connections: u64,
+    pub(crate) first_round: Option<Instant>,
+    pub(crate) last_commit: Option<Instant>,
+    pub(crate) outcome: Option<Outcome>,
+}
+
+pub(crate) struct Joining {
+    link: Box<dyn Link>,
+    answer: oneshot::Sender<Result<Welcome, Refusal>>,
+}
+
+impl Driver {
+    /// Runs until the machine says that the run has ended.
+    pub(crate) async fn run(
+        mut self,
+        mut inbound: mpsc::Receiver<Inbound>,
+        mut reports: mpsc::UnboundedReceiver<FromAggregator>,
+        shutdown: impl Future<Output = String>,
+    ) -> RunResult {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut shutdown = std::pin::pin!(shutdown);
+        loop {
+            tokio::select! {
+                biased;
+                reason = &mut shutdown => self.step(Event::Stop(reason)).await,
+                Some(report) = reports.recv() => self.aggregated(report).await,
+                Some(message) = inbound.recv() => self.received(message).await,
+                _ = tick.tick() => {
+                    self.step(Event::Tick).await;
+                    self.show_workers();
+                }
+            }
+            if let Some(outcome) = self.outcome.take() {
+                return self.finish(outcome);
+            }
+        }
+    }
+
+    async fn received(&mut self, message: Inbound) {
+        match message {
+            Inbound::Join { request, link, answer } => {
+                self.connections += 1;
+                let connection = ConnectionId(self.connections);
+                self.joining.insert(connection, Joining { link, answer });
+                self.step(Event::Join { connection, request }).await;
+            }
+            Inbound::Closed(member, reason) => self.step(Event::Lost(member, reason)).await,
+            Inbound::From(member, message) => match message {
+                FromWorker::Heartbeat => self.step(Event::Heartbeat(member)).await,
+                FromWorker::Cached { list, shard } => self.step(Event::Cached(member, list, shard)).await,
+                FromWorker::Announce(report) => self.step(Event::Announced(member, report)).await,
+                FromWorker::NodeChunk(chunk) => self.aggregate(ToAggregator::Chunk(member, chunk)).await,
+                FromWorker::NodeWhole { round, node, gradient } => {
+                    self.aggregate(ToAggregator::Whole { member, round, node, gradient }).await;
+                }
+                FromWorker::Drain => self.step(Event::Drain(member)).await,
+                FromWorker::Failed { reason } => self.step(Event::Lost(member, reason)).await,
+            },
+        }
+    }
+
+    async fn aggregated(&mut self, report: FromAggregator) {
+        match report {
+            FromAggregator::Arrived { member, round, node } => {
+                self.step(Event::Arrived { member, work: Work::Gradient { round }, node }).await;
+            }
+            FromAggregator::Updated { version, chunk, data } => {
+                let receivers: Vec<MemberId> = self.machine.receivers().collect();
+                for member in receivers {
+                    if self.links.get(&member).is_some_and(|link| !link.shares_memory()) {
+                        let data = data.clone();
+                        self.send(member, ToWorker::ParameterChunk { version, chunk, data }).await;
+                    }
+                }
+            }
+            FromAggregator::Reduced { round, gradient_norm, digest, parameters } => {
+                self.parameters = parameters;
+                self.last_commit = Some(Instant::now());
+                let receivers: Vec<MemberId> = self.machine.receivers().collect();
+                for member in receivers {
+                    if self.links.get(&member).is_some_and(|link| link.shares_memory()) {
+                        let values = self.parameters.clone();
+                        self.send(member, ToWorker::Parameters { version: round + 1, values }).await;
+                    }
+                }
+                self.step(Event::Reduced { round, gradient_norm, parameters: digest }).await;
+            }
+            FromAggregator::Violation { member, reason } => self.step(Event::Lost(member, reason)).await,
+        }
+    }
+
+    /// Takes an event to the machine and performs the effects.
+    async fn step(&mut self, event: Event) {
+        match self.machine.step(self.started.elapsed(), event) {
+            Ok(effects) => {
+                for effect in effects {
+                    self.perform(effect).await;
+                }
+            }
+            // Late messages of rounds and members that are over are part of normal life.
+            Err(rejected) => debug!("rejected: {rejected}"),
+        }
+    }
+
+    async fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Admit(connection, member) => self.admit(connection, member),
+            Effect::Refuse(connection, refusal) => {
+                info!("refused a worker: {refusal}");
+                if let Some(joining) = self.joining.remove(&connection) {
+                    // A worker that does not wait for the answer any more needs none.
+                    let _ = joining.answer.send(Err(refusal));
+                }
+            }
+            Effect::Send(member, message) => self.tell(member, message).await,
+            Effect::Close(member) => {
+                self.links.remove(&member);
+            }
+            Effect::Begin { round, samples } => {
+                self.first_round.get_or_insert_with(Instant::now);
+                self.aggregate(ToAggregator::Begin { round, samples }).await;
+            }
+            Effect::Expect(member, node) => self.aggregate(ToAggregator::Expect(member, node)).await,
+            Effect::Record(record) => self.journal.record(&record),
+            Effect::Publish(event) => self.publish(event),
+            Effect::Finish(outcome) => self.outcome = Some(outcome),
+        }
+    }
+
+    fn admit(&mut self, connection: ConnectionId, member: MemberId) {
+        let Some(Joining { link, answer }) = self.joining.remove(&connection) else { return };
+        let heartbeat_interval = self.spec.heartbeat_interval;
+        let welcome = Welcome { member, job: self.spec.job(), heartbeat_interval };
+        self.links.insert(member, link);
+        // If the worker is gone already, its connection reports that by itself.
+        let _ = answer.send(Ok(welcome));
+    }
+
+    /// Sends what the machine said, with everything that the message refers to.
+    async fn tell(&mut self, member: MemberId, message: ToMember) {
+        match message {
+            ToMember::Keep(shards) => self.send(member, ToWorker::Keep(shards)).await,
+            ToMember::Parameters(version) => self.send_parameters(member, version).await,
+            ToMember::Assign(work, leaves) => {
+                let leaves = leaves.into_iter().map(|(leaf, inline)| LeafTask {
+                    leaf,
+                    inline: inline.then(|| Arc::new(self.data.pack(work.split(), &self.expected.samples(work, leaf)))),
+                });
+                let leaves = leaves.collect();
+                self.send(member, ToWorker::Assign(Assignment { work, leaves })).await;
+            }
+            ToMember::Evicted(reason) => self.send(member, ToWorker::Evicted { reason }).await,
+            ToMember::Finished(reason) => self.send(member, ToWorker::Finished { reason }).await,
+        }
+    }
+
+    async fn send_parameters(&mut self, member: MemberId, version: u64) {
+        let values = self.parameters.clone();
+        if self.links.get(&member).is_some_and(|link| link.shares_memory()) {
+            return self.send(member, ToWorker::Parameters { version, values }).await;
+        }
+        for (chunk, range) in chunks(values.len()) {
+            let data = crate::aggregate::to_bytes(&values[range]);
+            self.send(member, ToWorker::ParameterChunk { version, chunk, data }).await;
+        }
+    }
+
+    async fn send(&mut self, member: MemberId, message: ToWorker) {
+        let Some(link) = self.links.get_mut(&member) else { return };
+        if let Err(error) = link.send(message) {
+            self.links.remove(&member);
+            // Not a direct call: performing the loss may send again.
+            Box::pin(self.step(Event::Lost(member, error.to_string()))).await;
+        }
+    }
+
+    async fn aggregate(&mut self, message: ToAggregator) {
+        if self.aggregator.send(message).await.is_err() {
+            self.outcome = Some(Outcome::Failed("the aggregator thread has ended unexpectedly".to_owned()));
+        }
+    }
+
+    fn publish(&mut self, event: Progressed) {
+        match &event {
+            Progressed::Joined { member, name } => info!("{member} joined: {name}"),
+            Progressed::Left { member, reason } => warn!("{member} left: {reason}"),
+            Progressed::State { state: RunState::Waiting { reason } } => info!("waiting: {reason}"),
+            Progressed::Notice { message } => warn!("{message}"),
+            _ => {}
+        }
+        let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64);
+        let event = TimedEvent { unix_ms, event };
+        self.journal.event(&event);
+        self.hub.publish(event);
+    }
+
+    fn show_workers(&self) {
+        let now = self.started.elapsed();
+        let workers = self.machine.members().map(|(id, member)| WorkerStatus {
+            member: id,
+            name: member.name.clone(),
+            isa: member.isa.clone(),
+            threads: member.threads,
+            leaves: self.machine.outstanding(id),
+            cached_shards: member.cached.len() as u32,
+            leaves_computed: member.leaves_computed,
+            last_compute: member.last_compute,
+            silent_for: now.saturating_sub(member.last_seen),
+        });
+        self.hub.show_workers(workers.collect());
+    }
+
+    fn finish(self, outcome: Outcome) -> RunResult {
+        let (workers_seen, workers_lost) = self.machine.workers_seen_and_lost();
+        let training_time = match (self.first_round, self.last_commit) {
+            (Some(first), Some(last)) => last.saturating_duration_since(first),
+            _ => Duration::ZERO,
+        };
+        self.journal.close();
+        RunResult {
+            outcome,
+            parameters: self.parameters,
+            rounds: self.machine.rounds(),
+            status: self.hub.status(),
+            workers_seen,
+            workers_lost,
+            training_time,
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! The coordinator's gRPC server: workers, monitors, health and reflection on one port.
+
+mod monitor_service;
+mod worker_service;
+
+use std::sync::Arc;
+
+use lockstep_common::placement::PlacedData;
+use lockstep_common::protocol::Job;
+use lockstep_proto::{FILE_DESCRIPTOR_SET, transport};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::TcpListenerStream;
+use tracing::error;
+
+use crate::link::Inbox;
+use crate::monitor::Hub;
+use monitor_service::Monitoring;
+use worker_service::Workers;
+
+/// What the server serves.
+pub struct Served {
+    /// Where workers' messages go.
+    pub inbox: Inbox,
+    /// The run, as workers are told of it.
+    pub job: Job,
+    /// Its data.
+    pub data: Arc<PlacedData>,
+    /// Its public state.
+    pub hub: Arc<Hub>,
+}
+
+/// A server that is running.
+pub struct Server {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    /// Takes no more calls and waits for those under way, which end with the run.
+    pub async fn shut_down(self) {
+        // The server may have ended already.
+        let _ = self.stop.send(());
+        let _ = self.task.await;
+    }
+}
+
+/// Starts serving on `listener`.
+pub fn serve(listener: TcpListener, served: Served) -> Server {
+    let (stop, stopped) = oneshot::channel();
+    let task = tokio::spawn(async move {
+        if let Err(error) = run(listener, served, stopped).await {
+            error!("the gRPC server has ended: {error}");
+        }
+    });
+    Server { stop, task }
+}
+
+async fn run(
+    listener: TcpListener,
+    served: Served,
+    stopped: oneshot::Receiver<()>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let Served { inbox, job, data, hub } = served;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let workers = transport::worker_server(Workers::new(inbox, job, data));
+    let monitoring = transport::monitor_server(Monitoring::new(hub));
+    let (health, health_service) = tonic_health::server::health_reporter();
+    set_serving(&health, &workers).await;
+    set_serving(&health, &monitoring).await;
+    // Small messages must not wait for more to send.
+    let sockets = TcpListenerStream::new(listener).map(|socket| {
+        socket.and_then(|socket| {
+            socket.set_nodelay(true)?;
+            Ok(socket)
+        })
+    });
+    transport::server()
+        .add_service(workers)
+        .add_service(monitoring)
+        .add_service(health_service)
+        .add_service(reflection().build_v1()?)
+        // Python's grpcio asks for the older version.
+        .add_service(reflection().build_v1alpha()?)
+        .serve_with_incoming_shutdown(sockets, async {
+            let _ = stopped.await;
+        })
+        .await?;
+    Ok(())
+}
+
+async fn set_serving<S: tonic::server::NamedService>(health: &tonic_health::server::HealthReporter, _service: &S) {
+    health.set_serving::<S>().await;
+}

@@ -1,0 +1,215 @@
+//! What workers call: a session for control, an exchange for tensors, and shards.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use lockstep_common::placement::PlacedData;
+use lockstep_common::protocol::{CHUNK_FLOATS, FromWorker, Job, MemberId, ToWorker};
+use lockstep_proto::convert::{Downward, ExchangeUp, SessionUp, ShardRequest, shard_messages};
+use lockstep_proto::limits::SESSION_QUEUE;
+use lockstep_proto::v1::worker_service_server::WorkerService;
+use lockstep_proto::{WireError, status, v1};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::link::{Inbound, Inbox, Link, LinkError};
+
+/// How long a new stream may take to say who it is.
+const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Versions of the parameters that may wait for one worker. The chunks of a version are shared by all workers.
+const QUEUED_VERSIONS: usize = 3;
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The service.
+pub(super) struct Workers {
+    inbox: Inbox,
+    job: Job,
+    data: Arc<PlacedData>,
+    parameter_queue: usize,
+    members: Arc<Members>,
+}
+
+/// The members that have a session, each with its parameter chunks until its exchange takes them.
+#[derive(Default)]
+struct Members(Mutex<HashMap<MemberId, Option<mpsc::Receiver<ToWorker>>>>);
+
+impl Members {
+    fn lock(&self) -> MutexGuard<'_, HashMap<MemberId, Option<mpsc::Receiver<ToWorker>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Workers {
+    pub(super) fn new(inbox: Inbox, job: Job, data: Arc<PlacedData>) -> Self {
+        // A model that does not resolve would have stopped the coordinator.
+        let parameters = job.model.resolve().map_or(0, |model| model.layout.parameters());
+        let parameter_queue = QUEUED_VERSIONS * (parameters.div_ceil(CHUNK_FLOATS) + 1);
+        Self { inbox, job, data, parameter_queue, members: Arc::default() }
+    }
+}
+
+/// A link over gRPC. Messages wait in bounded queues; a worker whose queue is full does not keep up.
+struct GrpcLink {
+    session: mpsc::Sender<ToWorker>,
+    exchange: mpsc::Sender<ToWorker>,
+}
+
+impl Link for GrpcLink {
+    fn send(&mut self, message: ToWorker) -> Result<(), LinkError> {
+        let queue = match message {
+            ToWorker::ParameterChunk { .. } | ToWorker::Parameters { .. } => &self.exchange,
+            _ => &self.session,
+        };
+        queue.try_send(message).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => LinkError::Full(queue.max_capacity()),
+            mpsc::error::TrySendError::Closed(_) => LinkError::Closed,
+        })
+    }
+
+    fn shares_memory(&self) -> bool {
+        false
+    }
+}
+
+#[tonic::async_trait]
+impl WorkerService for Workers {
+    type SessionStream = Answers<v1::SessionResponse>;
+    type ExchangeStream = Answers<v1::ExchangeResponse>;
+    type FetchShardStream = Answers<v1::FetchShardResponse>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let mut requests = request.into_inner();
+        let request = SessionUp::try_from(first(&mut requests, "a join").await?)?.join()?;
+        let (session, responses) = mpsc::channel(SESSION_QUEUE);
+        let (exchange, chunks) = mpsc::channel(self.parameter_queue);
+        let (answer, answered) = oneshot::channel();
+        let link = Box::new(GrpcLink { session, exchange });
+        let join = Inbound::Join { request, link, answer };
+        self.inbox.send(join).await.map_err(|_| status::Refusal::Shutdown)?;
+        let welcome = answered.await.map_err(|_| status::Refusal::Shutdown)?.map_err(status::Refusal::from)?;
+        let member = welcome.member;
+        self.members.lock().insert(member, Some(chunks));
+        let (inbox, members) = (self.inbox.clone(), self.members.clone());
+        tokio::spawn(async move {
+            let reason = pass_on(requests, member, &inbox, |request| SessionUp::try_from(request)?.message()).await;
+            members.lock().remove(&member);
+            // Nobody to tell once the run is over.
+            let _ = inbox.send(Inbound::Closed(member, format!("session: {reason}"))).await;
+        });
+        let responses = ReceiverStream::new(responses).map(|message| match Downward::from(message) {
+            Downward::Session(messages) => messages,
+            Downward::Exchange(_) => Box::new(std::iter::empty()),
+        });
+        let welcomed = tokio_stream::once((&welcome).into());
+        Ok(Response::new(Box::pin(welcomed.chain(flatten(responses)).map(Ok))))
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Streaming<v1::ExchangeRequest>>,
+    ) -> Result<Response<Self::ExchangeStream>, Status> {
+        let mut requests = request.into_inner();
+        let member = ExchangeUp::try_from(first(&mut requests, "a hello").await?)?.hello()?;
+        let chunks = self.members.lock().get_mut(&member).and_then(Option::take);
+        let chunks = chunks.ok_or(status::Refusal::NotAMember { member })?;
+        let inbox = self.inbox.clone();
+        tokio::spawn(async move {
+            let reason = pass_on(requests, member, &inbox, |request| ExchangeUp::try_from(request)?.message()).await;
+            let _ = inbox.send(Inbound::Closed(member, format!("exchange: {reason}"))).await;
+        });
+        let responses = ReceiverStream::new(chunks).map(|message| match Downward::from(message) {
+            Downward::Exchange(messages) => messages,
+            Downward::Session(_) => Box::new(std::iter::empty()),
+        });
+        Ok(Response::new(Box::pin(flatten(responses).map(Ok))))
+    }
+
+    async fn fetch_shard(
+        &self,
+        request: Request<v1::FetchShardRequest>,
+    ) -> Result<Response<Self::FetchShardStream>, Status> {
+        let ShardRequest { member, shard } = ShardRequest::try_from(request.into_inner())?;
+        if !self.members.lock().contains_key(&member) {
+            return Err(status::Refusal::NotAMember { member }.into());
+        }
+        let shards = self.job.schedule.tree.shards();
+        if shard.shard >= shards {
+            return Err(status::Refusal::NoSuchShard { shard, shards }.into());
+        }
+        let samples = self.data.pack(shard.split, &self.data.ids(shard));
+        let messages = shard_messages(&self.job, Arc::new(samples));
+        Ok(Response::new(Box::pin(tokio_stream::iter(messages.map(Ok)))))
+    }
+}
+
+/// The first request of a stream.
+async fn first<T>(requests: &mut Streaming<T>, what: &str) -> Result<T, Status> {
+    let message = tokio::time::timeout(INTRODUCTION_TIMEOUT, requests.message()).await.map_err(|_| {
+        Status::deadline_exceeded(format!("{what} must come within {} s", INTRODUCTION_TIMEOUT.as_secs()))
+    })?;
+    message?.ok_or_else(|| Status::cancelled(format!("the stream ended before {what} came")))
+}
+
+/// Passes a member's messages on to the driver until the stream ends; says how it ended.
+async fn pass_on<T>(
+    mut requests: Streaming<T>,
+    member: MemberId,
+    inbox: &Inbox,
+    read: impl Fn(T) -> Result<FromWorker, WireError>,
+) -> String {
+    loop {
+        let message = match requests.message().await {
+            Ok(Some(message)) => message,
+            // A partition or a cancelled call looks like a clean end, too.
+            Ok(None) => return "the stream ended".to_owned(),
+            Err(error) => return status::describe(&error),
+        };
+        match read(message) {
+            Ok(message) => {
+                if inbox.send(Inbound::From(member, message)).await.is_err() {
+                    return "the run is over".to_owned();
+                }
+            }
+            Err(error) => return error.to_string(),
+        }
+    }
+}
+
+/// The items of every iterator of a stream.
+fn flatten<T: Send + 'static>(
+    stream: impl Stream<Item = Box<dyn Iterator<Item = T> + Send>> + Send + 'static,
+) -> impl Stream<Item = T> + Send {
+    Flatten { stream: Box::pin(stream), current: None }
+}
+
+struct Flatten<T> {
+    stream: Pin<Box<dyn Stream<Item = Box<dyn Iterator<Item = T> + Send>> + Send>>,
+    current: Option<Box<dyn Iterator<Item = T> + Send>>,
+}
+
+impl<T> Stream for Flatten<T> {
+    type Item = T;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<Option<T>> {
+        use std::task::Poll;
+        loop {
+            if let Some(item) = self.current.as_mut().and_then(Iterator::next) {
+                return Poll::Ready(Some(item));
+            }
+            match self.stream.as_mut().poll_next(context) {
+                Poll::Ready(Some(next)) => self.current = Some(next),
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Lockstep's coordinator: it shards the data, sums gradients, takes optimizer steps and keeps the record.
+//!
+//! Decisions are made by a pure state machine ([`round`]); one [`driver`] performs them; the [`aggregate`] thread does
+//! the arithmetic. Workers are reached through [`link`]s, which are channels inside a process or gRPC ([`grpc`]).
+
+pub mod aggregate;
+pub mod driver;
+pub mod expected;
+pub mod grpc;
+pub mod journal;
+pub mod link;
+pub mod monitor;
+pub mod outputs;
+pub mod round;
+mod run;
+
+pub use driver::RunResult;
+pub use run::{Coordinator, CoordinatorConfig, StartError};

@@ -1,0 +1,130 @@
+//! Who belongs to the run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use lockstep_common::protocol::{JoinRequest, MemberId, ShardRef};
+
+/// A connection on which a worker asks to join, numbered by the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(pub u64);
+
+/// How far a member has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemberState {
+    /// Admitted; takes part from the next piece of work on.
+    Waiting,
+    /// Called up inside a work, when nobody else was left. Takes part, but may have missed parts of the parameters
+    /// being made: at the next edge it gets them whole.
+    Recruited,
+    /// Has the current parameters and takes part.
+    Active,
+    /// Takes part until its leaves are done, then leaves.
+    Draining,
+}
+
+/// An admitted worker.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// The name that it gave.
+    pub name: String,
+    /// Instruction set that it computes on.
+    pub isa: String,
+    /// Threads that it computes with: its weight when shards are divided.
+    pub threads: u32,
+    /// How far it has come.
+    pub state: MemberState,
+    /// When it last gave a sign of life.
+    pub last_seen: Duration,
+    /// Number of the last list of shards that it was sent.
+    pub keep_list: u32,
+    /// Shards of that list whose samples it has cached.
+    pub cached: BTreeSet<ShardRef>,
+    /// Leaves computed since it joined.
+    pub leaves_computed: u64,
+    /// Compute time of its last assignment.
+    pub last_compute: Option<Duration>,
+}
+
+/// All members, and the numbers given to workers so far.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Membership {
+    members: BTreeMap<MemberId, Member>,
+    /// Number and last incarnation of every worker process seen.
+    processes: BTreeMap<u64, MemberId>,
+}
+
+impl Membership {
+    /// Admits a worker. Returns who it is, and the incarnation that it replaces if that is still a member.
+    pub(super) fn admit(&mut self, now: Duration, request: &JoinRequest) -> (MemberId, Option<MemberId>) {
+        let next_worker = self.processes.len() as u32 + 1;
+        let last = self.processes.get(&request.process).copied();
+        let id = last.map_or(MemberId { worker: next_worker, incarnation: 1 }, |last| MemberId {
+            worker: last.worker,
+            incarnation: last.incarnation + 1,
+        });
+        self.processes.insert(request.process, id);
+        let replaced = last.filter(|last| self.members.contains_key(last));
+        let member = Member {
+            name: request.name.clone(),
+            isa: request.isa.clone(),
+            threads: request.threads,
+            state: MemberState::Waiting,
+            last_seen: now,
+            keep_list: 0,
+            cached: BTreeSet::new(),
+            leaves_computed: 0,
+            last_compute: None,
+        };
+        self.members.insert(id, member);
+        (id, replaced)
+    }
+
+    /// Removes a member.
+    pub(super) fn remove(&mut self, id: MemberId) -> Option<Member> {
+        self.members.remove(&id)
+    }
+
+    /// The member, if it is one.
+    pub(super) fn get(&self, id: MemberId) -> Option<&Member> {
+        self.members.get(&id)
+    }
+
+    /// The member, if it is one.
+    pub(super) fn get_mut(&mut self, id: MemberId) -> Option<&mut Member> {
+        self.members.get_mut(&id)
+    }
+
+    /// All members, in the order of their numbers.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (MemberId, &Member)> {
+        self.members.iter().map(|(id, member)| (*id, member))
+    }
+
+    /// All members, in the order of their numbers.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (MemberId, &mut Member)> {
+        self.members.iter_mut().map(|(id, member)| (*id, member))
+    }
+
+    /// Number of members.
+    pub(super) fn len(&self) -> u32 {
+        self.members.len() as u32
+    }
+
+    /// Number of workers ever admitted.
+    pub(super) fn workers_seen(&self) -> u32 {
+        self.processes.len() as u32
+    }
+
+    /// Members that have the current parameters and stay, with their weights.
+    pub(super) fn active(&self) -> Vec<(MemberId, u32)> {
+        let active =
+            self.iter().filter(|(_, member)| matches!(member.state, MemberState::Active | MemberState::Recruited));
+        active.map(|(id, member)| (id, member.threads)).collect()
+    }
+
+    /// Members that have been silent for longer than `lease`, and for how long.
+    pub(super) fn expired(&self, now: Duration, lease: Duration) -> Vec<(MemberId, Duration)> {
+        let silent = self.iter().map(|(id, member)| (id, now.saturating_sub(member.last_seen)));
+        silent.filter(|&(_, silent)| silent > lease).collect()
+    }
+}

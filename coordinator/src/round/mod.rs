@@ -1,0 +1,13 @@
+//! Decisions, and nothing else: who is a member, who computes what, when a round is complete.
+//!
+//! This module has no clock, no IO and no async code. Events go in, effects come out, and the time is an argument; the
+//! [driver](crate::driver) performs the effects.
+
+mod assign;
+mod machine;
+mod membership;
+mod work;
+
+pub use assign::Ownership;
+pub use machine::{Effect, Event, Machine, MachineConfig, Outcome, Rejected, ToMember};
+pub use membership::{ConnectionId, Member, MemberState};

@@ -1,0 +1,347 @@
+//! Scenario: any number of workers join, work, stall, die, drain and come back, in any order, and their messages are
+//! lost with them, repeated, or come from rounds that are over.
+//!
+//! Property: the machine never fails, every leaf of every round is credited to a member that was asked for it, each
+//! round is committed exactly once and in order, the losses and the ledger do not depend on the schedule, and the run
+//! ends once there are workers to end it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use lockstep_common::config::{DataFacts, RunConfig, RunSpec};
+use lockstep_common::data::Dtype;
+use lockstep_common::hash::Digest;
+use lockstep_common::ledger::Record;
+use lockstep_common::model;
+use lockstep_common::progress::Event as Progressed;
+use lockstep_common::protocol::{JoinRequest, MemberId, NodeReport, Work};
+use lockstep_common::reduce::{NodeId, Reduction};
+use lockstep_common::rng::{Purpose, Stream};
+use lockstep_common::shape::Shape;
+use lockstep_common::shard::samples_digest;
+use lockstep_coordinator::expected::ExpectedSamples;
+use lockstep_coordinator::round::{ConnectionId, Effect, Event, Machine, MachineConfig, Outcome, Rejected, ToMember};
+use proptest::prelude::*;
+
+fn spec(samples: u32, validation_samples: u32, batch_size: u32, shards: u32, min_workers: u32) -> RunSpec {
+    let mut config = RunConfig { name: Some("test".into()), epochs: 2, batch_size, shards, ..RunConfig::default() };
+    config.cluster.min_workers = min_workers;
+    let data = DataFacts {
+        name: "test".into(),
+        sample_shape: Shape::new([28, 28]),
+        dtype: Dtype::U8,
+        training_samples: samples,
+        validation_samples,
+    };
+    config.resolve(model::preset("conv").unwrap(), &data).unwrap()
+}
+
+/// What a member has been told and has not answered.
+#[derive(Default)]
+struct Worker {
+    tasks: Vec<(Work, NodeId)>,
+    announced: Vec<(Work, NodeId)>,
+    version: Option<u64>,
+    silent: bool,
+}
+
+/// A world around the machine: what workers would do, under the control of a stream of random numbers.
+struct World {
+    machine: Machine,
+    expected: ExpectedSamples,
+    spec: RunSpec,
+    now: Duration,
+    random: Stream,
+    connections: u64,
+    processes: u64,
+    workers: BTreeMap<MemberId, Worker>,
+    joining: BTreeMap<ConnectionId, u64>,
+    /// The aggregator: which nodes of the round at hand are there.
+    sum: Option<(u64, Reduction<()>)>,
+    reduced: Option<u64>,
+    records: Vec<Record>,
+    epochs: Vec<(f64, Option<f64>)>,
+    outcome: Option<Outcome>,
+    old: Vec<Event>,
+}
+
+/// The loss of a leaf, which depends on nothing but the leaf.
+fn leaf_loss(work: Work, leaf: u32) -> f64 {
+    let round = work.version() as f64;
+    1.0 / (round + 3.0) + f64::from(leaf) * 0.1
+}
+
+impl World {
+    fn new(spec: RunSpec, seed: u64) -> Self {
+        let config = MachineConfig { spec: spec.clone(), version: "1".into(), fingerprint: Digest(1) };
+        Self {
+            machine: Machine::new(config),
+            expected: ExpectedSamples::new(spec.schedule, spec.validation_samples),
+            spec,
+            now: Duration::ZERO,
+            random: Stream::new(seed, Purpose::SelfTest, 0, 0),
+            connections: 0,
+            processes: 0,
+            workers: BTreeMap::new(),
+            joining: BTreeMap::new(),
+            sum: None,
+            reduced: None,
+            records: Vec::new(),
+            epochs: Vec::new(),
+            outcome: None,
+            old: Vec::new(),
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        self.old.push(event.clone());
+        match self.machine.step(self.now, event) {
+            Ok(effects) => effects.into_iter().for_each(|effect| self.perform(effect)),
+            Err(Rejected::NotAMember(_) | Rejected::Stale { .. } | Rejected::Unexpected(..) | Rejected::Finished) => {}
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Admit(connection, member) => {
+                self.joining.remove(&connection).expect("a join is answered once");
+                self.workers.insert(member, Worker::default());
+            }
+            Effect::Refuse(connection, refusal) => {
+                self.joining.remove(&connection).expect("a join is answered once");
+                assert!(self.outcome.is_some(), "{refusal}");
+            }
+            Effect::Send(member, message) => self.deliver(member, message),
+            Effect::Close(member) => drop(self.workers.remove(&member)),
+            Effect::Begin { round, samples } => {
+                assert_eq!(round, self.records.len() as u64, "rounds begin in order");
+                assert!(samples > 0);
+                self.sum = Some((round, Reduction::new(self.spec.schedule.tree)));
+            }
+            Effect::Expect(member, node) => {
+                let (round, _) = self.sum.as_ref().expect("a round was begun");
+                let work = Work::Gradient { round: *round };
+                self.workers.get_mut(&member).expect("a member").announced.push((work, node));
+            }
+            Effect::Record(record) => {
+                assert_eq!(record.round, self.records.len() as u64, "each round is committed once, in order");
+                self.records.push(record);
+            }
+            Effect::Publish(Progressed::Epoch(epoch)) => self.epochs.push((epoch.train_loss, epoch.validation_loss)),
+            Effect::Publish(_) => {}
+            Effect::Finish(outcome) => self.outcome = Some(outcome),
+        }
+    }
+
+    fn deliver(&mut self, member: MemberId, message: ToMember) {
+        let Some(worker) = self.workers.get_mut(&member) else { return };
+        match message {
+            ToMember::Parameters(version) => worker.version = Some(version),
+            ToMember::Assign(work, leaves) => {
+                assert!(worker.version.is_some(), "{member} has work, but was never sent parameters");
+                let leaves: Vec<u32> = leaves.into_iter().map(|(leaf, _)| leaf).collect();
+                let nodes = self.spec.schedule.tree.cover_set(&leaves);
+                worker.tasks.extend(nodes.into_iter().map(|node| (work, node)));
+            }
+            ToMember::Keep(_) | ToMember::Evicted(_) | ToMember::Finished(_) => {}
+        }
+    }
+
+    fn report(&mut self, work: Work, node: NodeId) -> NodeReport {
+        let mut samples = 0;
+        let digests = node.leaves().map(|leaf| {
+            let ids = self.expected.samples(work, leaf);
+            samples += ids.len() as u32;
+            samples_digest(ids)
+        });
+        let digests = digests.collect();
+        NodeReport { work, node, loss: node_loss(work, node), samples, digests, compute: Duration::from_millis(1) }
+    }
+
+    fn join(&mut self) {
+        // A new process, or one that was here before, perhaps while its old incarnation is still a member.
+        let process = match self.random.below(3) {
+            0 if self.processes > 0 => u64::from(self.random.below(self.processes as u32)) + 1,
+            _ => {
+                self.processes += 1;
+                self.processes
+            }
+        };
+        self.connections += 1;
+        let connection = ConnectionId(self.connections);
+        self.joining.insert(connection, process);
+        let request = JoinRequest {
+            process,
+            name: format!("p{process}"),
+            version: "1".into(),
+            fingerprint: Digest(1),
+            threads: 1 + self.random.below(3),
+            isa: "scalar".into(),
+        };
+        self.step(Event::Join { connection, request });
+    }
+
+    fn pick(&mut self) -> Option<MemberId> {
+        let members: Vec<MemberId> = self.workers.keys().copied().collect();
+        (!members.is_empty()).then(|| members[self.random.below(members.len() as u32) as usize])
+    }
+
+    /// One thing happens.
+    fn advance(&mut self, calm: bool) {
+        self.now += Duration::from_millis(u64::from(self.random.below(40)));
+        let sign_of_life: Vec<MemberId> =
+            self.workers.iter().filter(|(_, worker)| !worker.silent).map(|(id, _)| *id).collect();
+        sign_of_life.into_iter().for_each(|member| self.step(Event::Heartbeat(member)));
+        if let Some(round) = self.reduced.take() {
+            let parameters = Digest(u128::from(round) + 100);
+            return self.step(Event::Reduced { round, gradient_norm: 1.0, parameters });
+        }
+        let choice = self.random.below(if calm { 60 } else { 100 });
+        match choice {
+            0..50 => self.work(),
+            50..55 => self.step(Event::Tick),
+            55..60 if self.workers.len() < 3 => self.join(),
+            60..70 if self.workers.len() < 9 => self.join(),
+            70..75 => {
+                if let Some(member) = self.pick() {
+                    self.step(Event::Lost(member, "killed".into()));
+                }
+            }
+            75..78 => {
+                if let Some(member) = self.pick() {
+                    self.step(Event::Drain(member));
+                }
+            }
+            78..81 => {
+                if let Some(member) = self.pick() {
+                    self.workers.get_mut(&member).unwrap().silent = true;
+                }
+            }
+            81..83 => self.now += self.spec.lease_timeout / 2,
+            83..95 => {
+                // A message from the past comes again.
+                let at = self.random.below(self.old.len().max(1) as u32) as usize;
+                match self.old.get(at).cloned() {
+                    Some(Event::Join { .. } | Event::Lost(..) | Event::Stop(_) | Event::Drain(_)) | None => {}
+                    Some(Event::Reduced { round, gradient_norm, parameters }) => {
+                        if (round as usize) < self.records.len() {
+                            self.step(Event::Reduced { round, gradient_norm, parameters });
+                        }
+                    }
+                    // The aggregator reports an arrival only once, for the round at hand.
+                    Some(Event::Arrived { work, .. }) if self.sum.as_ref().is_some_and(|(r, _)| work.version() == *r) => {}
+                    Some(event) => self.step(event),
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A member takes a step of its work.
+    fn work(&mut self) {
+        let Some(member) = self.pick() else { return };
+        let worker = self.workers.get_mut(&member).unwrap();
+        if let Some((work, node)) = worker.announced.pop() {
+            let Some((round, sum)) = &mut self.sum else { return };
+            if work != (Work::Gradient { round: *round }) {
+                return;
+            }
+            sum.insert(node, (), |(), ()| ());
+            let complete = sum.take_root().is_some();
+            let round = *round;
+            self.step(Event::Arrived { member, work, node });
+            if complete {
+                self.reduced = Some(round);
+            }
+        } else if let Some((work, node)) = worker.tasks.pop() {
+            let report = self.report(work, node);
+            self.step(Event::Announced(member, report));
+        }
+    }
+
+    fn run(mut self) -> Self {
+        for _ in 0..400 {
+            self.advance(false);
+            if self.outcome.is_some() {
+                return self;
+            }
+        }
+        // The storm is over: silent workers expire, new ones join, and the run must end.
+        for _ in 0..60_000 {
+            self.advance(true);
+            if self.outcome.is_some() {
+                return self;
+            }
+        }
+        panic!("the run stands still after {} rounds", self.records.len());
+    }
+}
+
+fn node_loss(work: Work, node: NodeId) -> f64 {
+    match node.children() {
+        None => leaf_loss(work, node.index),
+        Some([left, right]) => node_loss(work, left) + node_loss(work, right),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #[test]
+    fn every_schedule_ends_with_the_same_record(
+        samples in 40u32..90, validation in prop_oneof![Just(0u32), 5u32..40], levels in 0u32..5,
+        min_workers in 1u32..3, seed in any::<u64>()
+    ) {
+        let shards = 1 << levels;
+        let spec = spec(samples, validation, 16.max(shards), shards, min_workers.min(shards));
+        let world = World::new(spec.clone(), seed).run();
+        prop_assert_eq!(world.outcome, Some(Outcome::Completed));
+        prop_assert_eq!(world.records.len() as u64, spec.total_rounds());
+        let tree = spec.schedule.tree;
+        let mut expected = ExpectedSamples::new(spec.schedule, validation);
+        for record in &world.records {
+            let work = Work::Gradient { round: record.round };
+            let loss = node_loss(work, tree.root()) / f64::from(record.samples);
+            prop_assert_eq!(record.loss.to_bits(), loss.to_bits(), "round {}", record.round);
+            let covered: Vec<u32> = record.nodes.iter().flat_map(|part| part.node.leaves()).collect();
+            prop_assert_eq!(covered, (0..shards).collect::<Vec<u32>>());
+            let digests: Vec<Digest> = (0..shards).map(|leaf| samples_digest(expected.samples(work, leaf))).collect();
+            prop_assert_eq!(&record.leaves, &digests);
+        }
+        prop_assert_eq!(world.epochs.len(), 2);
+        prop_assert!(world.epochs.iter().all(|(_, loss)| loss.is_some() == (validation > 0)));
+    }
+}
+
+#[test]
+fn wrong_versions_fingerprints_and_samples_are_refused_or_evicted() {
+    let spec = spec(64, 0, 16, 4, 1);
+    let mut world = World::new(spec, 1);
+    let join = |version: &str, fingerprint| JoinRequest {
+        process: 7,
+        name: "x".into(),
+        version: version.into(),
+        fingerprint,
+        threads: 1,
+        isa: "scalar".into(),
+    };
+    let mut answer = |request| {
+        let event = Event::Join { connection: ConnectionId(1), request };
+        world.machine.step(Duration::ZERO, event).unwrap()
+    };
+    let text = |effects: &[Effect]| match &effects[0] {
+        Effect::Refuse(_, refusal) => refusal.to_string(),
+        other => panic!("{other:?}"),
+    };
+    assert!(text(&answer(join("2", Digest(1)))).contains("version mismatch: the run's coordinator is lockstep 1"));
+    assert!(text(&answer(join("1", Digest(2)))).contains("numerics fingerprint mismatch"));
+    world.join();
+    let member = *world.workers.keys().next().unwrap();
+    let (work, node) = world.workers[&member].tasks[0];
+    let mut report = world.report(work, node);
+    report.digests[1] = Digest(5);
+    let effects = world.machine.step(Duration::ZERO, Event::Announced(member, report)).unwrap();
+    let evicted = effects.iter().any(|effect| {
+        matches!(effect, Effect::Send(_, ToMember::Evicted(reason)) if reason.contains("leaf 1 was computed from other samples"))
+    });
+    assert!(evicted, "{effects:?}");
+}

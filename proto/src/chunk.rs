@@ -1,0 +1,155 @@
+//! Floats as bytes: little-endian, checked, and copied at most once each way.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lockstep_common::protocol::Samples;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use crate::limits::CHUNK_BYTES;
+use crate::wire_error::Fault;
+
+/// The checksum of a message's data.
+pub fn checksum(data: &[u8]) -> u64 {
+    xxh3_64(data)
+}
+
+/// The checksum of a piece of samples: the ids, little-endian, then the data.
+pub fn samples_checksum(ids: &[u32], data: &[u8]) -> u64 {
+    let mut hasher = Xxh3::new();
+    if cfg!(target_endian = "little") {
+        hasher.update(bytemuck::cast_slice(ids));
+    } else {
+        ids.iter().for_each(|id| hasher.update(&id.to_le_bytes()));
+    }
+    hasher.update(data);
+    hasher.digest()
+}
+
+/// Floats as bytes: one copy.
+pub fn to_bytes(values: &[f32]) -> Bytes {
+    if cfg!(target_endian = "little") {
+        Bytes::copy_from_slice(bytemuck::cast_slice(values))
+    } else {
+        values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into()
+    }
+}
+
+/// A range of shared floats as bytes: no copy on a little-endian machine. `None` if `range` is not a range of `values`.
+pub fn shared_to_bytes(values: &Arc<Vec<f32>>, range: Range<usize>) -> Option<Bytes> {
+    let floats = values.get(range.clone())?;
+    if !cfg!(target_endian = "little") {
+        return Some(to_bytes(floats));
+    }
+    let whole = Bytes::from_owner(Floats(Arc::clone(values)));
+    Some(whole.slice(range.start * size_of::<f32>()..range.end * size_of::<f32>()))
+}
+
+/// The elements of shared samples as they travel: no copy.
+pub(crate) fn from_samples(samples: &Arc<Samples>) -> Bytes {
+    Bytes::from_owner(Elements(Arc::clone(samples)))
+}
+
+/// Bytes as floats: one copy.
+///
+/// # Errors
+/// [`Fault`] when `data` is longer than a chunk or no whole number of floats.
+pub fn to_floats(data: &[u8]) -> Result<Vec<f32>, Fault> {
+    let mut values = vec![0.0; float_count(data)?];
+    copy(data, &mut values);
+    Ok(values)
+}
+
+/// Copies bytes over floats, for receivers who know where the chunk belongs.
+///
+/// # Errors
+/// [`Fault`] when `data` is longer than a chunk, no whole number of floats, or another number than `values` has.
+pub fn copy_into(data: &[u8], values: &mut [f32]) -> Result<(), Fault> {
+    let floats = float_count(data)?;
+    if floats != values.len() {
+        return Err(Fault::Count { things: "floats", expected: values.len() as u64, got: floats as u64 });
+    }
+    copy(data, values);
+    Ok(())
+}
+
+/// The number of floats in a chunk's data.
+pub(crate) fn float_count(data: &[u8]) -> Result<usize, Fault> {
+    at_most_a_chunk(data)?;
+    match data.len() % size_of::<f32>() {
+        0 => Ok(data.len() / size_of::<f32>()),
+        _ => Err(Fault::Ragged { bytes: data.len(), multiple: size_of::<f32>() }),
+    }
+}
+
+pub(crate) fn at_most_a_chunk(data: &[u8]) -> Result<(), Fault> {
+    if data.len() > CHUNK_BYTES {
+        return Err(Fault::TooLarge { value: data.len() as u64, limit: CHUNK_BYTES as u64, unit: " bytes" });
+    }
+    Ok(())
+}
+
+pub(crate) fn verify(stated: u64, computed: u64) -> Result<(), Fault> {
+    if stated == computed { Ok(()) } else { Err(Fault::Checksum { stated, computed }) }
+}
+
+/// `data` has four times as many bytes as `values` has floats.
+fn copy(data: &[u8], values: &mut [f32]) {
+    if cfg!(target_endian = "little") {
+        bytemuck::cast_slice_mut(values).copy_from_slice(data);
+    } else {
+        for (value, bytes) in values.iter_mut().zip(data.as_chunks().0) {
+            *value = f32::from_le_bytes(*bytes);
+        }
+    }
+}
+
+struct Floats(Arc<Vec<f32>>);
+
+impl AsRef<[u8]> for Floats {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+struct Elements(Arc<Samples>);
+
+impl AsRef<[u8]> for Elements {
+    fn as_ref(&self) -> &[u8] {
+        &self.0.data
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floats_keep_their_bits_and_are_little_endian() {
+        let values = vec![1.0f32, -0.0, f32::from_bits(0x7fc0_1234), f32::MIN_POSITIVE / 2.0];
+        let bytes = to_bytes(&values);
+        assert_eq!(&bytes[..4], [0, 0, 0x80, 0x3f]);
+        let bits = |floats: &[f32]| floats.iter().map(|f| f.to_bits()).collect::<Vec<u32>>();
+        assert_eq!(bits(&to_floats(&bytes).unwrap()), bits(&values));
+        // An odd start address, as inside a received message.
+        let mut shifted = vec![0u8];
+        shifted.extend_from_slice(&bytes);
+        assert_eq!(bits(&to_floats(&shifted[1..]).unwrap()), bits(&values));
+        let shared = Arc::new(values);
+        assert_eq!(shared_to_bytes(&shared, 1..3).unwrap(), bytes.slice(4..12));
+        assert!(shared_to_bytes(&shared, 1..5).is_none());
+    }
+
+    #[test]
+    fn lengths_are_checked_before_memory_is_taken() {
+        assert_eq!(to_floats(&[0; 7]).unwrap_err(), Fault::Ragged { bytes: 7, multiple: 4 });
+        let long = vec![0; CHUNK_BYTES + 4];
+        assert!(matches!(to_floats(&long).unwrap_err(), Fault::TooLarge { value: 1_048_580, limit: 1_048_576, .. }));
+        assert!(to_floats(&[]).unwrap().is_empty());
+        let mut two = [0.0; 2];
+        assert_eq!(copy_into(&[0; 4], &mut two).unwrap_err(), Fault::Count { things: "floats", expected: 2, got: 1 });
+        copy_into(&[0, 0, 128, 63, 0, 0, 0, 64], &mut two).unwrap();
+        assert_eq!(two, [1.0, 2.0]);
+    }
+}

@@ -1,0 +1,123 @@
+//! A shard's samples: the request, the sender's messages, the receiver's reader.
+
+use std::sync::Arc;
+
+use lockstep_common::protocol::{Job, MemberId, Samples, ShardRef, Split};
+use lockstep_common::shard::even_part;
+
+use super::samples::{Bounds, Cutter, Gatherer};
+use super::{required, sample_bytes};
+use crate::limits::CHUNK_BYTES;
+use crate::v1;
+use crate::wire_error::{Fault, WireError};
+
+/// A member's request for a shard's samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShardRequest {
+    /// Who asks.
+    pub member: MemberId,
+    /// Which shard.
+    pub shard: ShardRef,
+}
+
+impl From<ShardRequest> for v1::FetchShardRequest {
+    fn from(request: ShardRequest) -> Self {
+        Self { member: Some(request.member.into()), shard: Some(request.shard.into()) }
+    }
+}
+
+impl TryFrom<v1::FetchShardRequest> for ShardRequest {
+    type Error = WireError;
+
+    fn try_from(request: v1::FetchShardRequest) -> Result<Self, WireError> {
+        const M: &str = "FetchShardRequest";
+        Ok(Self { member: required(M, "member", request.member)?, shard: required(M, "shard", request.shard)? })
+    }
+}
+
+/// The messages that carry a shard, whose samples are those of `job`. The data is not copied.
+pub fn shard_messages(job: &Job, samples: Arc<Samples>) -> impl Iterator<Item = v1::FetchShardResponse> + Send + use<> {
+    let mut header =
+        Some(v1::ShardHeader { samples: samples.ids.len() as u32, sample_bytes: sample_bytes(job) as u64 });
+    let mut cutter = Cutter::new(samples);
+    std::iter::from_fn(move || {
+        // An empty shard is one message; afterwards there is a message as long as there is data.
+        if header.is_none() && cutter.is_empty() {
+            return None;
+        }
+        let piece = cutter.cut(&mut CHUNK_BYTES.clone());
+        Some(v1::FetchShardResponse { header: header.take(), piece: Some(piece), last: cutter.is_empty() })
+    })
+}
+
+/// Puts a shard together, checking every message against the job.
+///
+/// A stream that ends before [`ShardReader::read`] has given the samples is a lost connection, even if it ends cleanly.
+#[derive(Debug)]
+pub struct ShardReader {
+    bounds: Bounds,
+    header_seen: bool,
+    gatherer: Gatherer,
+}
+
+impl ShardReader {
+    /// A reader of the messages of `shard`; `None` if the job has no such shard.
+    pub fn new(job: &Job, shard: ShardRef) -> Option<Self> {
+        let shards = job.schedule.tree.shards();
+        if shard.shard >= shards {
+            return None;
+        }
+        let (samples, ids) = match shard.split {
+            Split::Training => (job.schedule.shard_samples(shard.shard), job.schedule.samples.get()),
+            Split::Validation => {
+                let part = even_part(job.validation_samples, shards, shard.shard);
+                (part.end - part.start, job.validation_samples)
+            }
+        };
+        let bounds = Bounds { samples: samples.into(), sample_bytes: sample_bytes(job) as u64, ids: ids.into() };
+        Some(Self { bounds, header_seen: false, gatherer: Gatherer::new() })
+    }
+
+    /// Takes the next message in; gives the samples after the last one. The reader is of no use after an error.
+    ///
+    /// # Errors
+    /// [`WireError`] when a message is malformed, damaged, or another than the shard's.
+    pub fn read(&mut self, message: v1::FetchShardResponse) -> Result<Option<Samples>, WireError> {
+        const M: &str = "FetchShardResponse";
+        match message.header {
+            Some(header) if !self.header_seen => {
+                self.check(header)?;
+                self.header_seen = true;
+            }
+            Some(_) => {
+                let fault = Fault::OutOfOrder { expected: "a piece without header", got: "a second header" };
+                return Err(WireError::new(M, "header", fault));
+            }
+            None if !self.header_seen => return Err(WireError::missing(M, "header")),
+            None => {}
+        }
+        let piece = message.piece.ok_or_else(|| WireError::missing(M, "piece"))?;
+        self.gatherer.add(&piece, self.bounds).map_err(|error| error.within(M, "piece"))?;
+        if !message.last {
+            return Ok(None);
+        }
+        let (expected, got) = (self.bounds.samples, self.gatherer.len());
+        if got != expected {
+            return Err(WireError::new(M, "piece.ids", Fault::Count { things: "samples", expected, got }));
+        }
+        let whole = std::mem::replace(&mut self.gatherer, Gatherer::new());
+        whole.finish(self.bounds).map(Some).map_err(|error| error.within(M, "piece"))
+    }
+
+    fn check(&self, header: v1::ShardHeader) -> Result<(), WireError> {
+        const M: &str = "FetchShardResponse";
+        let count = |things, expected, got| match got == expected {
+            true => Ok(()),
+            false => Err(Fault::Count { things, expected, got }),
+        };
+        count("samples", self.bounds.samples, header.samples.into())
+            .map_err(|fault| WireError::new(M, "header.samples", fault))?;
+        count("bytes a sample", self.bounds.sample_bytes, header.sample_bytes)
+            .map_err(|fault| WireError::new(M, "header.sample_bytes", fault))
+    }
+}

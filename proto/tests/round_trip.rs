@@ -1,0 +1,246 @@
+//! Every value that is sent is the value that is received: through conversion, encoding, decoding and back.
+
+mod strategies;
+
+use std::sync::Arc;
+
+use lockstep_common::progress::{RunStatus, TimedEvent};
+use lockstep_common::protocol::{
+    Assignment, CHUNK_FLOATS, FromWorker, KeepList, LeafTask, MemberId, ShardRef, Split, ToWorker, Welcome, Work,
+};
+use lockstep_common::reduce::NodeId;
+use lockstep_proto::convert::{
+    Downward, ExchangeUp, SessionDown, SessionReader, SessionUp, ShardReader, ShardRequest, Upward, sample_bytes,
+    shard_messages, workers,
+};
+use lockstep_proto::limits::MAX_MESSAGE_BYTES;
+use lockstep_proto::{chunk, v1};
+use proptest::prelude::*;
+use prost::Message;
+use strategies::*;
+
+/// The message as the other side sees it.
+fn carried<M: Message + Default>(message: &M) -> M {
+    let bytes = message.encode_to_vec();
+    assert!(bytes.len() <= MAX_MESSAGE_BYTES, "a message of {} bytes is above the limit", bytes.len());
+    M::decode(&bytes[..]).unwrap()
+}
+
+fn session(message: FromWorker) -> FromWorker {
+    let Upward::Session(request) = Upward::from(message) else { panic!("not a message of the session") };
+    SessionUp::try_from(carried(&request)).unwrap().message().unwrap()
+}
+
+fn exchange(message: FromWorker) -> Vec<FromWorker> {
+    let Upward::Exchange(requests) = Upward::from(message) else { panic!("not a message of the exchange") };
+    requests.map(|request| ExchangeUp::try_from(carried(&request)).unwrap().message().unwrap()).collect()
+}
+
+/// Through a session that was opened with `welcome`; also gives the number of messages.
+fn answered(welcome: &Welcome, message: ToWorker) -> (ToWorker, usize) {
+    let mut reader = SessionReader::new();
+    assert!(matches!(reader.read(carried(&welcome.into())), Ok(Some(SessionDown::Welcome(w))) if w == *welcome));
+    let Downward::Session(responses) = Downward::from(message) else { panic!("not a message of the session") };
+    let read: Vec<_> = responses.map(|response| reader.read(carried(&response)).unwrap()).collect();
+    let messages = read.len();
+    let mut read: Vec<SessionDown> = read.into_iter().flatten().collect();
+    assert_eq!(read.len(), 1, "one message was sent");
+    let Some(SessionDown::Message(message)) = read.pop() else { panic!("a welcome") };
+    (message, messages)
+}
+
+fn small_welcome() -> Welcome {
+    let member = MemberId { worker: 1, incarnation: 1 };
+    Welcome { member, job: small_job(8, 10_000, 10_000, 28), heartbeat_interval: std::time::Duration::from_secs(1) }
+}
+
+fn text_of(value: &impl std::fmt::Debug) -> String {
+    format!("{value:?}")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn joins_and_welcomes(join in join(), welcome in welcome()) {
+        let request = carried(&v1::SessionRequest::from(join.clone()));
+        prop_assert_eq!(SessionUp::try_from(request).unwrap().join().unwrap(), join);
+        let response = carried(&v1::SessionResponse::from(&welcome));
+        let read = SessionReader::new().read(response).unwrap();
+        prop_assert!(matches!(read, Some(SessionDown::Welcome(read)) if read == welcome));
+    }
+
+    #[test]
+    fn session_messages(message in session_message(), answer in session_answer()) {
+        prop_assert_eq!(text_of(&session(message.clone())), text_of(&message));
+        prop_assert_eq!(text_of(&answered(&small_welcome(), answer.clone()).0), text_of(&answer));
+    }
+
+    #[test]
+    fn assignments(assignment in assignment(8, 2, 784)) {
+        let (read, messages) = answered(&small_welcome(), ToWorker::Assign(assignment.clone()));
+        prop_assert!(matches!(read, ToWorker::Assign(read) if read == assignment));
+        prop_assert_eq!(messages, 1);
+    }
+
+    #[test]
+    fn exchange_messages(member in member(), chunk in node_chunk(), report in node_report()) {
+        let hello = carried(&v1::ExchangeRequest::from(member));
+        prop_assert_eq!(ExchangeUp::try_from(hello).unwrap().hello().unwrap(), member);
+        let [FromWorker::NodeChunk(read)] = &exchange(FromWorker::NodeChunk(chunk.clone()))[..] else { panic!() };
+        let bits = |floats: &[f32]| floats.iter().map(|float| float.to_bits()).collect::<Vec<u32>>();
+        prop_assert_eq!((read.round, read.node, read.chunk), (chunk.round, chunk.node, chunk.chunk));
+        prop_assert_eq!(bits(&read.data), bits(&chunk.data), "bits travel, NaNs' too");
+        prop_assert_eq!(
+            text_of(&exchange(FromWorker::Announce(report.clone()))), text_of(&[FromWorker::Announce(report)])
+        );
+    }
+
+    #[test]
+    fn parameter_chunks(version: u64, chunk: u32, floats in floats()) {
+        let data = chunk::to_bytes(&floats);
+        let message = ToWorker::ParameterChunk { version, chunk, data };
+        let Downward::Exchange(responses) = Downward::from(message.clone()) else { panic!() };
+        let read: Vec<ToWorker> = responses.map(|response| carried(&response).try_into().unwrap()).collect();
+        prop_assert_eq!(text_of(&read), text_of(&[message]));
+    }
+
+    #[test]
+    fn shards(shard in 0u32..8, validation: bool, side in 1usize..60, total in 1u32..4000) {
+        let job = small_job(8, total, 16, side);
+        let split = if validation { Split::Validation } else { Split::Training };
+        let shard = ShardRef { split, shard };
+        let count = match split {
+            Split::Training => job.schedule.shard_samples(shard.shard),
+            Split::Validation => lockstep_common::shard::even_part(total, 8, shard.shard).len() as u32,
+        };
+        let samples = Arc::new(samples(0, count, sample_bytes(&job)));
+        let mut reader = ShardReader::new(&job, shard).unwrap();
+        let mut whole = None;
+        for message in shard_messages(&job, Arc::clone(&samples)) {
+            prop_assert!(whole.is_none(), "nothing follows the last message");
+            whole = reader.read(carried(&message)).unwrap();
+        }
+        prop_assert_eq!(whole.unwrap(), Arc::unwrap_or_clone(samples));
+    }
+
+    #[test]
+    fn shard_requests(member in member(), shard in shard_of(1 << 16)) {
+        let request = ShardRequest { member, shard };
+        prop_assert_eq!(ShardRequest::try_from(carried(&v1::FetchShardRequest::from(request))).unwrap(), request);
+    }
+
+    #[test]
+    fn what_monitors_see(event in event(), status in run_status(), members in proptest::collection::vec(worker_status(), 0..4)) {
+        let read: TimedEvent = carried(&v1::WatchResponse::from(&event)).try_into().unwrap();
+        prop_assert_eq!(text_of(&read), text_of(&event));
+        let read: RunStatus = carried(&v1::GetRunResponse::from(&status)).try_into().unwrap();
+        prop_assert_eq!(text_of(&read), text_of(&status));
+        prop_assert_eq!(workers(carried(&v1::ListWorkersResponse::from(&members[..]))).unwrap(), members);
+    }
+}
+
+#[test]
+fn a_large_assignment_comes_in_pieces_and_arrives_whole() {
+    let mut welcome = small_welcome();
+    // Samples of 3 MB do not fit a message; 700,000 samples of one byte have more ids than fit one.
+    for (side, per_leaf) in [(28, 1200), (1750, 2), (1, 700_000)] {
+        welcome.job = small_job(8, 8_000_000, 8_000_000, side);
+        let leaf = |leaf| {
+            let inline = (leaf != 3).then(|| Arc::new(samples(leaf * per_leaf, per_leaf, side * side)));
+            LeafTask { leaf, inline }
+        };
+        let assignment = Assignment { work: Work::Gradient { round: 3 }, leaves: (0..5).map(leaf).collect() };
+        let (read, messages) = answered(&welcome, ToWorker::Assign(assignment.clone()));
+        assert!(messages > 3, "{messages} messages");
+        assert!(matches!(read, ToWorker::Assign(read) if read == assignment));
+    }
+}
+
+#[test]
+fn the_largest_messages_of_the_largest_run_are_within_the_limit() {
+    let mut welcome = small_welcome();
+    welcome.job = small_job(1 << 16, 1 << 20, 1 << 20, 2);
+    let all = |split| (0..1 << 16).map(move |shard| ShardRef { split, shard });
+    let keep = KeepList { list: u32::MAX, shards: all(Split::Training).chain(all(Split::Validation)).collect() };
+    let (read, _) = answered(&welcome, ToWorker::Keep(keep.clone()));
+    assert!(matches!(read, ToWorker::Keep(read) if read == keep));
+
+    let leaves = |inline: Option<Arc<_>>| (0..1 << 16).map(move |leaf| LeafTask { leaf, inline: inline.clone() });
+    for (inline, pieces) in [(None, 3), (Some(Arc::new(samples(5, 1, 4))), 4)] {
+        let assignment = Assignment { work: Work::Evaluation { round: u64::MAX }, leaves: leaves(inline).collect() };
+        let (read, messages) = answered(&welcome, ToWorker::Assign(assignment.clone()));
+        assert!(messages <= pieces, "{messages} messages");
+        assert!(matches!(read, ToWorker::Assign(read) if read == assignment));
+    }
+
+    let node = NodeId { level: 16, index: 0 };
+    let report = lockstep_common::protocol::NodeReport {
+        work: Work::Gradient { round: u64::MAX },
+        node,
+        loss: 1.0,
+        samples: u32::MAX,
+        digests: vec![lockstep_common::hash::Digest(u128::MAX); 1 << 16],
+        compute: std::time::Duration::MAX,
+    };
+    let [FromWorker::Announce(read)] = &exchange(FromWorker::Announce(report.clone()))[..] else { panic!() };
+    assert_eq!(read.digests, report.digests);
+    assert_eq!(read.compute.as_micros(), u128::from(u64::MAX), "saturates");
+}
+
+#[test]
+fn whole_vectors_travel_in_chunks_of_a_mebibyte() {
+    let floats = 2 * CHUNK_FLOATS + 3;
+    let values = Arc::new((0..floats).map(|i| i as f32).collect::<Vec<f32>>());
+    let node = NodeId { level: 1, index: 2 };
+    let chunks = exchange(FromWorker::NodeWhole { round: 4, node, gradient: Arc::clone(&values) });
+    let order: Vec<u32> = chunks
+        .iter()
+        .map(|message| match message {
+            FromWorker::NodeChunk(chunk) => {
+                assert_eq!(chunk.data[..], values[chunk.chunk as usize * CHUNK_FLOATS..][..chunk.data.len()]);
+                chunk.chunk
+            }
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(order, [2, 1, 0], "the last layers first");
+
+    let Downward::Exchange(responses) =
+        Downward::from(ToWorker::Parameters { version: 9, values: Arc::clone(&values) })
+    else {
+        panic!()
+    };
+    let mut received = vec![0.0; floats];
+    for response in responses {
+        let ToWorker::ParameterChunk { version: 9, chunk, data } = carried(&response).try_into().unwrap() else {
+            panic!()
+        };
+        chunk::copy_into(&data, received.chunks_mut(CHUNK_FLOATS).nth(chunk as usize).unwrap()).unwrap();
+    }
+    assert_eq!(received, *values);
+}
+
+#[test]
+fn a_negative_zero_stays_one() {
+    let report = lockstep_common::protocol::NodeReport {
+        work: Work::Gradient { round: 0 },
+        node: NodeId::leaf(0),
+        loss: -0.0,
+        samples: 0,
+        digests: vec![lockstep_common::hash::Digest(0)],
+        compute: std::time::Duration::ZERO,
+    };
+    let [FromWorker::Announce(read)] = &exchange(FromWorker::Announce(report))[..] else { panic!() };
+    assert_eq!(read.loss.to_bits(), (-0.0f64).to_bits());
+}
+
+#[test]
+fn texts_are_cut_when_sent_and_tamed_when_received() {
+    let FromWorker::Failed { reason } = session(FromWorker::Failed { reason: "ä".repeat(20_000) }) else { panic!() };
+    assert_eq!(reason, "ä".repeat(8192));
+    let FromWorker::Failed { reason } = session(FromWorker::Failed { reason: "a\u{1b}[2Jb\n".into() }) else {
+        panic!()
+    };
+    assert_eq!(reason, "a\u{fffd}[2Jb\n", "a peer must not drive the terminal");
+}

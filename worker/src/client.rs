@@ -1,0 +1,311 @@
+//! A worker's side of gRPC: find the coordinator, join, and take part until the run ends.
+
+use std::pin::Pin;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use lockstep_common::fingerprint::fingerprint;
+use lockstep_common::placement::ShardSamples;
+use lockstep_common::protocol::{self, FromWorker, Job, JoinRequest, MemberId, ShardRef, ToWorker};
+use lockstep_proto::convert::{SessionDown, SessionReader, ShardReader, ShardRequest, Upward};
+use lockstep_proto::limits::{EXCHANGE_QUEUE, SESSION_QUEUE};
+use lockstep_proto::status::{Refusal, Verdict, describe, verdict};
+use lockstep_proto::v1::worker_service_client::WorkerServiceClient;
+use lockstep_proto::{transport, v1};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
+use tracing::info;
+
+use crate::engine::EngineError;
+use crate::session::{self, Compute, Outgoing, SessionEnd, ShardSource, Transport};
+
+/// First pause before trying again; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause before trying again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How long the coordinator may take to answer a join or a hello.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How a worker finds and serves its coordinator.
+#[derive(Clone, Debug)]
+pub struct WorkerOptions {
+    /// For example `http://10.0.0.1:7400`.
+    pub coordinator: String,
+    /// A name for people.
+    pub name: String,
+    /// How it computes.
+    pub compute: Compute,
+    /// How long it looks for a coordinator before it gives up.
+    pub patience: Duration,
+}
+
+/// Why a worker ends without the run having ended.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The address is none.
+    #[error("{url:?} is no address of a coordinator: {reason}; expected something like http://10.0.0.1:7400")]
+    Url {
+        /// What was given.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The coordinator does not want this worker, and trying again cannot help.
+    #[error("the coordinator refused this worker: {0}")]
+    Refused(String),
+    /// This worker cannot compute what the run needs.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// Nobody answered for too long.
+    #[error("waited {waited} s for a coordinator at {url}, and there is none: {last}")]
+    NoCoordinator {
+        /// Where.
+        url: String,
+        /// How long, in seconds.
+        waited: u64,
+        /// How the last try ended.
+        last: String,
+    },
+}
+
+/// How one try to take part ended.
+enum Attempt {
+    Over(SessionEnd),
+    /// The coordinator cannot be reached, or does not answer.
+    Unreachable(String),
+}
+
+/// Works for the coordinator until the run ends. A lost connection is made anew; when `drain` becomes true, the worker
+/// hands over its work and leaves. Gives the reason why it ended; `say` is told what goes on.
+///
+/// # Errors
+/// [`WorkerError`] when there is no use in going on.
+pub async fn run(
+    options: WorkerOptions,
+    mut drain: watch::Receiver<bool>,
+    say: &(dyn Fn(&str) + Sync),
+) -> Result<String, WorkerError> {
+    let endpoint = Endpoint::from_shared(options.coordinator.clone())
+        .map_err(|error| WorkerError::Url { url: options.coordinator.clone(), reason: error.to_string() })?;
+    let endpoint = transport::configure(endpoint);
+    let request = JoinRequest {
+        process: process_number(),
+        name: options.name.clone(),
+        version: crate::VERSION.to_owned(),
+        fingerprint: fingerprint(options.compute.isa),
+        threads: options.compute.threads as u32,
+        isa: options.compute.isa.name().to_owned(),
+    };
+    let mut searching_since = Instant::now();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let attempt = take_part(&endpoint, &request, options.compute, drain.clone(), say).await?;
+        let last = match attempt {
+            Attempt::Over(SessionEnd::Finished(reason)) => return Ok(reason),
+            Attempt::Over(SessionEnd::Evicted(reason)) => {
+                say(&format!("evicted: {reason}; joining again"));
+                (searching_since, pause) = (Instant::now(), FIRST_PAUSE);
+                reason
+            }
+            Attempt::Over(SessionEnd::Lost(reason)) => {
+                say(&format!("{reason}; looking for the coordinator"));
+                (searching_since, pause) = (Instant::now(), FIRST_PAUSE);
+                reason
+            }
+            Attempt::Unreachable(reason) => {
+                info!("{reason}");
+                reason
+            }
+        };
+        if searching_since.elapsed() >= options.patience {
+            let waited = options.patience.as_secs();
+            return Err(WorkerError::NoCoordinator { url: options.coordinator, waited, last });
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = drain.wait_for(|drain| *drain) => return Ok("left, not being a member".to_owned()),
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+async fn take_part(
+    endpoint: &Endpoint,
+    request: &JoinRequest,
+    compute: Compute,
+    drain: watch::Receiver<bool>,
+    say: &(dyn Fn(&str) + Sync),
+) -> Result<Attempt, WorkerError> {
+    let transport = match connect(endpoint, request).await {
+        Ok(transport) => transport,
+        Err(status) => {
+            let reason = describe(&status);
+            if let Some(Refusal::NotAdmitted(protocol::Refusal::Finished { .. })) = Refusal::of(&status) {
+                return Ok(Attempt::Over(SessionEnd::Finished(reason)));
+            }
+            return match verdict(&status) {
+                Verdict::Never => Err(WorkerError::Refused(reason)),
+                Verdict::RetryLater | Verdict::JoinAgain => Ok(Attempt::Unreachable(reason)),
+            };
+        }
+    };
+    let member = transport.welcome.member;
+    say(&format!("joined run {:?} as {member}", transport.welcome.job.run));
+    Ok(Attempt::Over(session::run(transport, compute, drain).await?))
+}
+
+/// Joins: a session on one connection, an exchange and shards on another, so that bulk data cannot delay heartbeats.
+async fn connect(endpoint: &Endpoint, request: &JoinRequest) -> Result<Transport, Status> {
+    let mut control = transport::worker_client(channel(endpoint).await?);
+    let (session_requests, requests) = mpsc::channel::<v1::SessionRequest>(SESSION_QUEUE);
+    let joined = tokio_stream::once(v1::SessionRequest::from(request.clone())).chain(ReceiverStream::new(requests));
+    let mut responses = answered(control.session(joined)).await?.into_inner();
+    let mut reader = SessionReader::new();
+    let response = answered(responses.message()).await?;
+    let response = response.ok_or_else(|| Status::unavailable("the session ended before a welcome came"))?;
+    let welcome = match reader.read(response)? {
+        Some(SessionDown::Welcome(welcome)) => welcome,
+        Some(SessionDown::Message(ToWorker::Finished { reason })) => {
+            return Err(Status::failed_precondition(format!("the run has ended: {reason}")));
+        }
+        _ => return Err(Status::unavailable("another message came before the welcome")),
+    };
+
+    let mut bulk = transport::worker_client(channel(endpoint).await?);
+    let shards = RemoteShards { client: bulk.clone(), member: welcome.member, job: welcome.job.clone() };
+    let (exchange_requests, requests) = mpsc::channel::<v1::ExchangeRequest>(EXCHANGE_QUEUE);
+    let hello = tokio_stream::once(v1::ExchangeRequest::from(welcome.member)).chain(ReceiverStream::new(requests));
+    let chunks = answered(bulk.exchange(hello)).await?.into_inner();
+
+    let (incoming_sender, incoming) = mpsc::unbounded_channel();
+    tokio::spawn(read_session(responses, reader, incoming_sender.clone()));
+    tokio::spawn(read_exchange(chunks, incoming_sender));
+    let (control_sender, control_messages) = mpsc::channel(SESSION_QUEUE);
+    let (bulk_sender, bulk_messages) = mpsc::channel(session::OUTGOING_DEPTH);
+    tokio::spawn(write(control_messages, session_requests.clone(), exchange_requests.clone()));
+    tokio::spawn(write(bulk_messages, session_requests, exchange_requests));
+    Ok(Transport {
+        welcome,
+        incoming: Box::pin(UnboundedReceiverStream::new(incoming)),
+        outgoing: Outgoing { control: control_sender, bulk: bulk_sender },
+        shards: ShardSource::Remote(shards),
+    })
+}
+
+async fn channel(endpoint: &Endpoint) -> Result<Channel, Status> {
+    endpoint.connect().await.map_err(|error| {
+        let mut reason = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(error) = source {
+            reason = format!("{reason}: {error}");
+            source = error.source();
+        }
+        Status::unavailable(reason)
+    })
+}
+
+async fn answered<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let timeout = || Status::deadline_exceeded(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()));
+    tokio::time::timeout(ANSWER_TIMEOUT, call).await.unwrap_or_else(|_| Err(timeout()))
+}
+
+type Incoming = mpsc::UnboundedSender<Result<ToWorker, String>>;
+
+async fn read_session(mut responses: Streaming<v1::SessionResponse>, mut reader: SessionReader, incoming: Incoming) {
+    loop {
+        let message = match responses.message().await {
+            Ok(Some(response)) => reader.read(response).map_err(|error| error.to_string()),
+            Ok(None) => Err("the coordinator ended the session".to_owned()),
+            Err(status) => Err(describe(&status)),
+        };
+        let message = match message {
+            Ok(Some(SessionDown::Message(message))) => Ok(message),
+            // More pieces of an assignment must come.
+            Ok(None) => continue,
+            Ok(Some(SessionDown::Welcome(_))) => Err("a second welcome".to_owned()),
+            Err(reason) => Err(format!("session: {reason}")),
+        };
+        let ended = message.is_err();
+        if incoming.send(message).is_err() || ended {
+            return;
+        }
+    }
+}
+
+async fn read_exchange(mut responses: Streaming<v1::ExchangeResponse>, incoming: Incoming) {
+    loop {
+        let message = match responses.message().await {
+            Ok(Some(response)) => ToWorker::try_from(response).map_err(|error| format!("exchange: {error}")),
+            // The session says why.
+            Ok(None) => return,
+            Err(status) => Err(format!("exchange: {}", describe(&status))),
+        };
+        let ended = message.is_err();
+        if incoming.send(message).is_err() || ended {
+            return;
+        }
+    }
+}
+
+/// Writes messages to the streams that carry them, until the session or a stream ends.
+async fn write(
+    mut messages: mpsc::Receiver<FromWorker>,
+    session: mpsc::Sender<v1::SessionRequest>,
+    exchange: mpsc::Sender<v1::ExchangeRequest>,
+) {
+    while let Some(message) = messages.recv().await {
+        match Upward::from(message) {
+            Upward::Session(request) => {
+                if session.send(request).await.is_err() {
+                    return;
+                }
+            }
+            Upward::Exchange(requests) => {
+                for request in requests {
+                    if exchange.send(request).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The coordinator as a source of shards.
+#[derive(Clone)]
+pub struct RemoteShards {
+    client: WorkerServiceClient<Channel>,
+    member: MemberId,
+    job: Job,
+}
+
+impl RemoteShards {
+    /// Fetches a shard.
+    ///
+    /// # Errors
+    /// Why it could not be had.
+    pub async fn fetch(&self, shard: ShardRef) -> Result<ShardSamples, String> {
+        let mut reader = ShardReader::new(&self.job, shard).ok_or_else(|| format!("the run has no {shard}"))?;
+        let request = v1::FetchShardRequest::from(ShardRequest { member: self.member, shard });
+        let mut client = self.client.clone();
+        let pieces = client.fetch_shard(request).await.map_err(|status| describe(&status))?;
+        let mut pieces: Pin<Box<Streaming<_>>> = Box::pin(pieces.into_inner());
+        while let Some(piece) = pieces.message().await.map_err(|status| describe(&status))? {
+            if let Some(samples) = reader.read(piece).map_err(|error| error.to_string())? {
+                return ShardSamples::received(&self.job, samples).map_err(|error| error.to_string());
+            }
+        }
+        Err("the stream ended before the shard was whole".to_owned())
+    }
+}
+
+/// A number that no other worker process has.
+fn process_number() -> u64 {
+    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&nanos.to_le_bytes());
+    bytes[8..].copy_from_slice(&u64::from(std::process::id()).to_le_bytes());
+    lockstep_common::hash::Digest::of(&bytes).0 as u64
+}

@@ -1,0 +1,337 @@
+//! The compute engine: parameters and assignments go in, sums of tree nodes come out.
+//!
+//! An engine is a plain object that computes when it is told something; [`spawn`] gives it a thread of its own.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use lockstep_common::kernel::Isa;
+use lockstep_common::model::{LayoutHash, ModelError};
+use lockstep_common::nn::{Buffers, LeafSource, Network, NodeSum, Weights, evaluate, subtree};
+use lockstep_common::placement::ShardSamples;
+use lockstep_common::protocol::{
+    Assignment, Bytes, CHUNK_FLOATS, Job, LeafTask, NodeReport, ShardRef, Work, chunks,
+};
+use lockstep_common::reduce::NodeId;
+use lockstep_common::shard::samples_digest;
+use rayon::prelude::*;
+use tokio::sync::mpsc;
+
+use crate::shard_cache::ShardCache;
+
+/// Versions of the parameters that are kept: the current one, from which lost leaves may have to be computed again, and
+/// the one being made.
+const KEPT_VERSIONS: usize = 2;
+
+/// Computed nodes that may wait to be sent.
+const OUTPUT_DEPTH: usize = 4;
+
+/// What the engine is told.
+#[derive(Debug)]
+pub enum Command {
+    /// A part of a version of the parameters.
+    Chunk {
+        /// Rounds that made the version.
+        version: u64,
+        /// Which chunk.
+        chunk: u32,
+        /// Little-endian floats.
+        data: Bytes,
+    },
+    /// A whole version.
+    Whole {
+        /// Rounds that made the version.
+        version: u64,
+        /// The flat vector.
+        values: Arc<Vec<f32>>,
+    },
+    /// Leaves to compute, once the parameters of their version are there.
+    Assign(Assignment),
+    /// A gradient that was sent: its memory can be used again.
+    Recycle(Vec<f32>),
+}
+
+/// What the engine makes.
+#[derive(Debug)]
+pub enum Output {
+    /// A tree node. The gradient is empty for an evaluation.
+    Node {
+        /// What to report with it.
+        report: NodeReport,
+        /// Its gradient sum.
+        gradient: Vec<f32>,
+    },
+    /// The engine cannot do what it was told.
+    Failed(String),
+}
+
+/// Why a worker cannot take part in a run.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The coordinator's model does not resolve here.
+    #[error("the run's model cannot be built: {0}")]
+    Model(#[from] ModelError),
+    /// The two would mean different things by a parameter's index.
+    #[error("layout hash mismatch: the run has {run}, this worker {worker}; use the same release")]
+    Layout {
+        /// The coordinator's.
+        run: LayoutHash,
+        /// Ours.
+        worker: LayoutHash,
+    },
+    /// There is no memory or right for another thread.
+    #[error("cannot start compute threads: {0}")]
+    Threads(String),
+}
+
+/// See the module's documentation.
+pub struct Engine {
+    job: Job,
+    network: Network,
+    pool: rayon::ThreadPool,
+    cache: ShardCache,
+    buffers: Buffers,
+    /// Whole versions of the parameters, the newest last.
+    versions: VecDeque<(u64, Arc<Vec<f32>>)>,
+    /// Versions of which some chunks are there.
+    partial: BTreeMap<u64, Partial>,
+    packed: Vec<f32>,
+    packed_version: Option<u64>,
+    waiting: VecDeque<Assignment>,
+    orders: EpochOrders,
+}
+
+struct Partial {
+    values: Vec<f32>,
+    there: Vec<bool>,
+}
+
+/// The orders in which shards are visited in the epoch at hand.
+#[derive(Default)]
+struct EpochOrders {
+    epoch: u32,
+    orders: BTreeMap<u32, Arc<Vec<u32>>>,
+}
+
+impl Engine {
+    /// An engine for a run.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the run's model cannot be built or has another layout here.
+    pub fn new(job: Job, isa: Isa, threads: usize, cache: ShardCache) -> Result<Self, EngineError> {
+        let model = job.model.resolve()?;
+        let worker = model.layout.hash();
+        if worker != job.layout {
+            return Err(EngineError::Layout { run: job.layout, worker });
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("compute-{i}"))
+            .build()
+            .map_err(|error| EngineError::Threads(error.to_string()))?;
+        let network = Network::new(&model, job.loss, isa);
+        Ok(Self {
+            packed: vec![0.0; network.packed_len()],
+            packed_version: None,
+            job,
+            network,
+            pool,
+            cache,
+            buffers: Buffers::default(),
+            versions: VecDeque::new(),
+            partial: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            orders: EpochOrders::default(),
+        })
+    }
+
+    /// Takes a command and computes what can be computed now. `emit` may be called from several threads.
+    pub fn handle(&mut self, command: Command, emit: &(dyn Fn(Output) + Sync)) {
+        match command {
+            Command::Chunk { version, chunk, data } => {
+                if let Err(reason) = self.chunk(version, chunk, &data) {
+                    return emit(Output::Failed(reason));
+                }
+            }
+            Command::Whole { version, values } => self.whole(version, values),
+            Command::Assign(assignment) => self.waiting.push_back(assignment),
+            Command::Recycle(gradient) => return self.buffers.recycle(gradient),
+        }
+        while let Some(assignment) = self.waiting.pop_front() {
+            let version = assignment.work.version();
+            match self.versions.iter().find(|(whole, _)| *whole == version) {
+                Some((_, parameters)) => {
+                    let parameters = parameters.clone();
+                    self.compute(&assignment, &parameters, emit);
+                }
+                // Work from before the oldest version is over; work from the next one waits for its parameters.
+                None if self.versions.front().is_some_and(|(oldest, _)| version < *oldest) => {}
+                None => return self.waiting.push_front(assignment),
+            }
+        }
+    }
+
+    fn chunk(&mut self, version: u64, chunk: u32, data: &[u8]) -> Result<(), String> {
+        if self.versions.back().is_some_and(|(newest, _)| version <= *newest) {
+            return Ok(());
+        }
+        let len = self.network.parameters();
+        let count = len.div_ceil(CHUNK_FLOATS);
+        let Some((_, range)) = chunks(len).nth(chunk as usize) else {
+            return Err(format!("parameter chunk {chunk} does not exist, there are {count}"));
+        };
+        if data.len() != range.len() * 4 {
+            return Err(format!("parameter chunk {chunk} has {} bytes, not {}", data.len(), range.len() * 4));
+        }
+        let fresh = || Partial { values: vec![0.0; len], there: vec![false; count] };
+        let partial = self.partial.entry(version).or_insert_with(fresh);
+        for (value, bytes) in partial.values[range].iter_mut().zip(data.chunks_exact(4)) {
+            *value = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        }
+        partial.there[chunk as usize] = true;
+        if partial.there.iter().all(|&there| there)
+            && let Some(partial) = self.partial.remove(&version)
+        {
+            self.whole(version, Arc::new(partial.values));
+        }
+        Ok(())
+    }
+
+    fn whole(&mut self, version: u64, values: Arc<Vec<f32>>) {
+        if self.versions.back().is_some_and(|(newest, _)| version <= *newest) {
+            return;
+        }
+        self.versions.push_back((version, values));
+        if self.versions.len() > KEPT_VERSIONS {
+            self.versions.pop_front();
+        }
+        self.partial = self.partial.split_off(&(version + 1));
+    }
+
+    fn compute(&mut self, assignment: &Assignment, parameters: &[f32], emit: &(dyn Fn(Output) + Sync)) {
+        let started = Instant::now();
+        let work = assignment.work;
+        let source = match self.source(assignment) {
+            Ok(source) => source,
+            Err(reason) => return emit(Output::Failed(reason)),
+        };
+        if self.packed_version != Some(work.version()) {
+            let (network, packed) = (&self.network, &mut self.packed);
+            self.pool.install(|| network.pack(parameters, packed));
+            self.packed_version = Some(work.version());
+        }
+        let weights = Weights { parameters, packed: &self.packed };
+        let leaves: Vec<u32> = source.leaves.keys().copied().collect();
+        let (network, buffers) = (&self.network, &self.buffers);
+        self.pool.install(|| {
+            self.job.schedule.tree.cover_set(&leaves).into_par_iter().for_each(|node| {
+                let sum = match work {
+                    Work::Gradient { .. } => subtree(network, weights, node, &source, buffers),
+                    Work::Evaluation { .. } => evaluate(network, weights, node, &source, buffers),
+                };
+                let NodeSum { gradient, loss, samples } = sum;
+                let digests = node.leaves().map(|leaf| source.leaves[&leaf].digest()).collect();
+                let report = NodeReport { work, node, loss, samples, digests, compute: started.elapsed() };
+                emit(Output::Node { report, gradient });
+            });
+        });
+    }
+
+    /// The samples of an assignment's leaves.
+    fn source(&mut self, assignment: &Assignment) -> Result<Source, String> {
+        let mut leaves = BTreeMap::new();
+        for LeafTask { leaf, inline } in &assignment.leaves {
+            if !self.job.schedule.tree.contains(NodeId::leaf(*leaf)) {
+                return Err(format!("leaf {leaf} does not exist in a tree of {}", self.job.schedule.tree.shards()));
+            }
+            let samples = match inline {
+                Some(samples) => {
+                    let samples = ShardSamples::received(&self.job, (**samples).clone());
+                    let samples = samples.map_err(|error| format!("samples of leaf {leaf}: {error}"))?;
+                    let all = 0..samples.len() as u32;
+                    LeafSamples { samples: Arc::new(samples), order: Arc::new(all.clone().collect()), places: all }
+                }
+                None => self.cached(assignment.work, *leaf)?,
+            };
+            leaves.insert(*leaf, samples);
+        }
+        Ok(Source { leaves })
+    }
+
+    fn cached(&mut self, work: Work, leaf: u32) -> Result<LeafSamples, String> {
+        let shard = ShardRef { split: work.split(), shard: leaf };
+        let samples = self.cache.get(shard).ok_or_else(|| format!("{shard} is not cached, and no samples came"))?;
+        let schedule = &self.job.schedule;
+        let (order, places) = match work {
+            Work::Evaluation { .. } => (Arc::new((0..samples.len() as u32).collect()), 0..samples.len() as u32),
+            Work::Gradient { round } => {
+                let step = schedule.step(round);
+                if self.orders.epoch != step.epoch {
+                    self.orders = EpochOrders { epoch: step.epoch, orders: BTreeMap::new() };
+                }
+                let make = || Arc::new(schedule.epoch_order(step.epoch, leaf));
+                let order = self.orders.orders.entry(leaf).or_insert_with(make).clone();
+                (order, schedule.leaf_places(step.batch, leaf))
+            }
+        };
+        if order.len() != samples.len() {
+            return Err(format!("{shard} has {} samples here, {} by the schedule", samples.len(), order.len()));
+        }
+        Ok(LeafSamples { samples, order, places })
+    }
+}
+
+/// One leaf's samples.
+struct LeafSamples {
+    samples: Arc<ShardSamples>,
+    /// The shard's places in the order of the epoch.
+    order: Arc<Vec<u32>>,
+    /// Which of them the leaf takes.
+    places: std::ops::Range<u32>,
+}
+
+impl LeafSamples {
+    fn place(&self, i: usize) -> u32 {
+        self.order[self.places.start as usize + i]
+    }
+
+    fn digest(&self) -> lockstep_common::hash::Digest {
+        samples_digest((0..self.places.len()).map(|i| self.samples.id(self.place(i))))
+    }
+}
+
+struct Source {
+    leaves: BTreeMap<u32, LeafSamples>,
+}
+
+impl LeafSource for Source {
+    fn samples(&self, leaf: u32) -> u32 {
+        self.leaves.get(&leaf).map_or(0, |leaf| leaf.places.len() as u32)
+    }
+
+    fn write(&self, leaf: u32, i: usize, out: &mut [f32]) {
+        if let Some(leaf) = self.leaves.get(&leaf) {
+            leaf.samples.write(leaf.place(i), out);
+        }
+    }
+}
+
+/// Runs an engine on a thread of its own, until the commands' sender is gone.
+///
+/// # Errors
+/// [`EngineError::Threads`] when the thread cannot be started.
+pub fn spawn(mut engine: Engine) -> Result<(mpsc::UnboundedSender<Command>, mpsc::Receiver<Output>), EngineError> {
+    // Commands are bounded by the protocol: one version and one assignment per piece of work.
+    let (commands, mut inbox) = mpsc::unbounded_channel();
+    let (outputs, outbox) = mpsc::channel(OUTPUT_DEPTH);
+    let run = move || {
+        while let Some(command) = inbox.blocking_recv() {
+            // A closed channel means that the session is over; the commands' end follows.
+            engine.handle(command, &|output| drop(outputs.blocking_send(output)));
+        }
+    };
+    let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(run);
+    thread.map_err(|error| EngineError::Threads(error.to_string()))?;
+    Ok((commands, outbox))
+}

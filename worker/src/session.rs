@@ -1,0 +1,235 @@
+//! A worker's life as a member: fetch shards, take assignments, hand in sums, give signs of life.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use lockstep_common::kernel::Isa;
+use lockstep_common::placement::{PlacedData, ShardSamples};
+use lockstep_common::protocol::{FromWorker, KeepList, NodeChunk, NodeReport, ShardRef, ToWorker, Welcome, Work, chunks};
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
+use tokio_stream::{Stream, StreamExt};
+use tracing::{debug, warn};
+
+use crate::client::RemoteShards;
+use crate::engine::{self, Command, Engine, EngineError, Output};
+use crate::shard_cache::ShardCache;
+
+/// Messages to the coordinator that may wait: gradient parts are the large ones, 1 MiB each.
+pub const OUTGOING_DEPTH: usize = 16;
+
+/// A session's connection, whatever it is made of.
+pub struct Transport {
+    /// What the coordinator answered to the join.
+    pub welcome: Welcome,
+    /// Messages from the coordinator; an error when the connection is lost. At most as many wait as the protocol lets
+    /// be under way: an assignment and a version of the parameters for each piece of work.
+    pub incoming: Pin<Box<dyn Stream<Item = Result<ToWorker, String>> + Send>>,
+    /// Messages to the coordinator.
+    pub outgoing: Outgoing,
+    /// Where shards come from.
+    pub shards: ShardSource,
+}
+
+/// The two ways to the coordinator: signs of life never wait behind gradients.
+#[derive(Clone)]
+pub struct Outgoing {
+    /// For small messages.
+    pub control: mpsc::Sender<FromWorker>,
+    /// For reports of nodes and their gradients, in order.
+    pub bulk: mpsc::Sender<FromWorker>,
+}
+
+/// Where shards come from.
+#[derive(Clone)]
+pub enum ShardSource {
+    /// The coordinator's own memory.
+    Local(Arc<PlacedData>),
+    /// The coordinator, over gRPC.
+    Remote(RemoteShards),
+}
+
+impl ShardSource {
+    async fn fetch(&self, shard: ShardRef) -> Result<ShardSamples, String> {
+        match self {
+            Self::Local(data) => Ok(data.shard(shard)),
+            Self::Remote(remote) => remote.fetch(shard).await,
+        }
+    }
+
+    /// Whether gradients are handed over in memory that the coordinator shares.
+    fn shares_memory(&self) -> bool {
+        matches!(self, Self::Local(_))
+    }
+}
+
+/// How a worker computes.
+#[derive(Clone, Copy, Debug)]
+pub struct Compute {
+    /// Instruction set.
+    pub isa: Isa,
+    /// Threads.
+    pub threads: usize,
+}
+
+/// How a session ended.
+#[derive(Debug)]
+pub enum SessionEnd {
+    /// The run, or this worker's part in it, is over.
+    Finished(String),
+    /// The coordinator put this worker out; it may join again.
+    Evicted(String),
+    /// The connection is gone.
+    Lost(String),
+}
+
+/// Takes part in a run until it ends, in one way or another. When `drain` becomes true, the worker asks to leave.
+///
+/// # Errors
+/// [`EngineError`] when this worker cannot compute the run's model as the coordinator means it.
+pub async fn run(
+    transport: Transport,
+    compute: Compute,
+    mut drain: watch::Receiver<bool>,
+) -> Result<SessionEnd, EngineError> {
+    let Transport { welcome, mut incoming, outgoing, shards } = transport;
+    let cache = ShardCache::default();
+    let engine = Engine::new(welcome.job, compute.isa, compute.threads, cache.clone())?;
+    let (commands, mut outputs) = engine::spawn(engine)?;
+    let mut heartbeat = tokio::time::interval(welcome.heartbeat_interval);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (keep_lists, newest_list) = watch::channel(KeepList { list: 0, shards: Vec::new() });
+    let fetcher = tokio::spawn(fetch_shards(newest_list, shards.clone(), cache, outgoing.control.clone()));
+    let mut sender = NodeSender { outgoing: &outgoing.bulk, commands: &commands, shared: shards.shares_memory(), lent: Vec::new() };
+    let mut draining = false;
+    let end = loop {
+        tokio::select! {
+            message = incoming.next() => match message {
+                None => break lost(),
+                Some(Err(reason)) => break SessionEnd::Lost(reason),
+                Some(Ok(ToWorker::Evicted { reason })) => break SessionEnd::Evicted(reason),
+                Some(Ok(ToWorker::Finished { reason })) => break SessionEnd::Finished(reason),
+                Some(Ok(ToWorker::Keep(wanted))) => drop(keep_lists.send_replace(wanted)),
+                Some(Ok(ToWorker::Assign(assignment))) => command(&commands, Command::Assign(assignment)),
+                Some(Ok(ToWorker::ParameterChunk { version, chunk, data })) => {
+                    command(&commands, Command::Chunk { version, chunk, data });
+                }
+                Some(Ok(ToWorker::Parameters { version, values })) => {
+                    command(&commands, Command::Whole { version, values });
+                }
+            },
+            output = outputs.recv() => {
+                let sent = match output {
+                    None => break SessionEnd::Lost("the compute engine has ended unexpectedly".to_owned()),
+                    Some(Output::Failed(reason)) => {
+                        warn!("{reason}");
+                        outgoing.control.send(FromWorker::Failed { reason }).await.is_ok()
+                    }
+                    Some(Output::Node { report, gradient }) => sender.send(report, gradient).await,
+                };
+                if !sent {
+                    break lost();
+                }
+            }
+            _ = heartbeat.tick() => {
+                // A full queue is no reason to wait: what fills it is a sign of life too.
+                let _ = outgoing.control.try_send(FromWorker::Heartbeat);
+            }
+            changed = drain.changed(), if !draining => {
+                draining = true;
+                if changed.is_ok() && *drain.borrow() && outgoing.control.send(FromWorker::Drain).await.is_err() {
+                    break lost();
+                }
+            }
+        }
+    };
+    fetcher.abort();
+    Ok(end)
+}
+
+fn lost() -> SessionEnd {
+    SessionEnd::Lost("the connection to the coordinator ended".to_owned())
+}
+
+fn command(commands: &mpsc::UnboundedSender<Command>, command: Command) {
+    if commands.send(command).is_err() {
+        debug!("the engine has ended; its outputs' end is noticed next");
+    }
+}
+
+/// Sends computed nodes the way that the transport wants them.
+struct NodeSender<'a> {
+    outgoing: &'a mpsc::Sender<FromWorker>,
+    commands: &'a mpsc::UnboundedSender<Command>,
+    shared: bool,
+    /// Gradients that the coordinator reads; their memory comes back when it is done.
+    lent: Vec<Arc<Vec<f32>>>,
+}
+
+impl NodeSender<'_> {
+    /// Whether the connection is still there.
+    async fn send(&mut self, report: NodeReport, gradient: Vec<f32>) -> bool {
+        let (work, node) = (report.work, report.node);
+        if self.outgoing.send(FromWorker::Announce(report)).await.is_err() {
+            return false;
+        }
+        let Work::Gradient { round } = work else { return true };
+        if self.shared {
+            self.take_back();
+            let gradient = Arc::new(gradient);
+            self.lent.push(gradient.clone());
+            return self.outgoing.send(FromWorker::NodeWhole { round, node, gradient }).await.is_ok();
+        }
+        // The last layers first: in a backward pass they are complete first.
+        for (chunk, range) in chunks(gradient.len()).rev() {
+            let data = gradient[range].to_vec();
+            let part = NodeChunk { round, node, chunk, data };
+            if self.outgoing.send(FromWorker::NodeChunk(part)).await.is_err() {
+                return false;
+            }
+        }
+        command(self.commands, Command::Recycle(gradient));
+        true
+    }
+
+    fn take_back(&mut self) {
+        let lent = std::mem::take(&mut self.lent);
+        for gradient in lent {
+            match Arc::try_unwrap(gradient) {
+                Ok(gradient) => command(self.commands, Command::Recycle(gradient)),
+                Err(still_read) => self.lent.push(still_read),
+            }
+        }
+    }
+}
+
+/// Sees to it that the shards of the newest list are cached, and reports each of them.
+async fn fetch_shards(
+    mut lists: watch::Receiver<KeepList>,
+    source: ShardSource,
+    cache: ShardCache,
+    outgoing: mpsc::Sender<FromWorker>,
+) {
+    while lists.changed().await.is_ok() {
+        let KeepList { list, shards } = lists.borrow_and_update().clone();
+        cache.retain(&shards);
+        for shard in shards {
+            if cache.get(shard).is_none() {
+                match source.fetch(shard).await {
+                    Ok(samples) => cache.insert(shard, samples),
+                    // Its leaves' samples come inline; the next list is another chance.
+                    Err(reason) => {
+                        warn!("cannot fetch {shard}: {reason}");
+                        continue;
+                    }
+                }
+            }
+            if outgoing.send(FromWorker::Cached { list, shard }).await.is_err() {
+                return;
+            }
+            if lists.has_changed().unwrap_or(true) {
+                break;
+            }
+        }
+    }
+}
