@@ -14,7 +14,7 @@ use lockstep_common::files;
 ///
 /// Plain HTTP, as is everything fetched here: the SHA-256 of each file is part of the program, so that TLS would protect
 /// nothing more, and would be the largest dependency of all.
-pub const DEFAULT_BASE_URL: &str = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/";
+pub(crate) const DEFAULT_BASE_URL: &str = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/";
 
 /// How long a server may take to be reached, and to begin its answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -31,7 +31,7 @@ const CHUNK_BYTES: usize = 64 * 1024;
 
 /// How far fetching is. `file` is the name of the packed file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FetchProgress<'a> {
+pub(crate) enum FetchProgress<'a> {
     /// The file was there, with the right content.
     Present {
         /// The file.
@@ -59,7 +59,11 @@ pub enum FetchProgress<'a> {
 ///
 /// # Errors
 /// The URL or path, and what went wrong there. What was fetched before stays.
-pub fn fetch_fashion_mnist(from: &str, cache: &Path, progress: impl FnMut(FetchProgress<'_>)) -> Result<Vec<PathBuf>> {
+pub(crate) fn fetch_fashion_mnist(
+    from: &str,
+    cache: &Path,
+    progress: impl FnMut(FetchProgress<'_>),
+) -> Result<Vec<PathBuf>> {
     fetch_files(&fashion_mnist::FILES, from, cache, progress)
 }
 

@@ -38,7 +38,8 @@ pub(crate) struct MonitorArgs {
 /// Runs the command.
 pub(crate) fn run(args: MonitorArgs) -> anyhow::Result<()> {
     let url = roles::complete_url(&args.url);
-    let endpoint = Endpoint::from_shared(url.clone()).with_context(|| format!("{url:?} is no address")).map_err(usage)?;
+    let endpoint =
+        Endpoint::from_shared(url.clone()).with_context(|| format!("{url:?} is no address")).map_err(usage)?;
     roles::runtime()?.block_on(async {
         let channel = transport::configure(endpoint).connect().await;
         let mut client = transport::monitor_client(channel.with_context(|| format!("cannot reach {url}"))?);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use lockstep_common::kernel::Isa;
 use lockstep_coordinator::outputs::{self, MODEL_FILE};
 use lockstep_coordinator::round::Outcome;
 use lockstep_coordinator::{Coordinator, CoordinatorConfig, grpc};
@@ -32,8 +33,8 @@ pub(crate) struct CoordinatorArgs {
     #[arg(long)]
     insecure: bool,
     /// Instruction set of the optimizer; the result is the same
-    #[arg(long, default_value = "auto")]
-    simd: String,
+    #[arg(long, value_name = "SET", default_value = "auto", value_parser = Isa::parse)]
+    simd: Isa,
     /// Print events and the summary as JSON lines
     #[arg(long)]
     json: bool,
@@ -93,7 +94,6 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
             args.listen
         )));
     }
-    let isa = lockstep_common::kernel::Isa::parse(&args.simd).map_err(usage)?;
     let prepared = args.run.prepare()?;
     let runtime = runtime()?;
     let listener = runtime
@@ -112,7 +112,7 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
             data: prepared.data.clone(),
             initial_parameters: prepared.initial_parameters.clone(),
             directory: prepared.directory.clone(),
-            isa,
+            isa: args.simd,
             remote_workers: true,
         })?;
         let shown = tokio::spawn(progress::follow(coordinator.hub(), form));
@@ -140,7 +140,7 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
 
 /// Runs `lockstep worker`.
 pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<()> {
-    let compute = Compute { isa: args.compute.isa()?, threads: args.compute.threads(1)? };
+    let compute = Compute { isa: args.compute.simd, threads: args.compute.threads(1) };
     let options = WorkerOptions {
         coordinator: complete_url(&args.coordinator),
         name: args.name.unwrap_or_else(default_name),
@@ -173,7 +173,9 @@ pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<()> {
                 say(&reason);
                 Ok(())
             }
-            Err(error @ (WorkerError::Refused(_) | WorkerError::Engine(_) | WorkerError::Url { .. })) => Err(usage(error)),
+            Err(error @ (WorkerError::Refused(_) | WorkerError::Engine(_) | WorkerError::Url { .. })) => {
+                Err(usage(error))
+            }
             Err(error) => Err(error.into()),
         }
     })

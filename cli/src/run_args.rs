@@ -163,8 +163,11 @@ impl RunArgs {
         Ok(())
     }
 
-    /// The model's name and the first number that is free.
+    /// The name of the run's directory, or the model's name and the first number that is free.
     fn default_name(&self, model: &str) -> String {
+        if let Some(name) = self.out.as_ref().and_then(|out| out.file_name()) {
+            return name.to_string_lossy().into_owned();
+        }
         let plain: String = model.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
         let taken = |number: &u32| Path::new("runs").join(format!("{plain}-{number}")).exists();
         let number = (1..).find(|number| !taken(number)).unwrap_or(1);
@@ -187,12 +190,7 @@ impl Prepared {
 impl Prepared {
     /// What a server of this run serves.
     pub(crate) fn served(&self, coordinator: &Coordinator) -> Served {
-        Served {
-            inbox: coordinator.inbox(),
-            job: self.spec.job(),
-            data: self.data.clone(),
-            hub: coordinator.hub(),
-        }
+        Served { inbox: coordinator.inbox(), job: self.spec.job(), data: self.data.clone(), hub: coordinator.hub() }
     }
 }
 
@@ -235,29 +233,24 @@ fn facts(training: &Dataset, validation: Option<&Dataset>) -> anyhow::Result<Dat
     })
 }
 
-/// Where and how this process computes.
+/// The most threads that can be asked for. Many more than there are cores take longer to start than to compute.
+const MAX_THREADS: i64 = 1024;
+
+/// How a process of this machine computes.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ComputeArgs {
-    /// Threads of each worker process [default: all cores, divided among the workers of this machine]
-    #[arg(long, value_name = "N")]
-    pub(crate) threads: Option<usize>,
+    /// Threads of each process that computes; the result is the same [default: all cores, divided among the processes]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_THREADS))]
+    threads: Option<u16>,
     /// Instruction set: auto, scalar, avx2, avx512 or neon; the result is the same
-    #[arg(long, default_value = "auto")]
-    pub(crate) simd: String,
+    #[arg(long, value_name = "SET", default_value = "auto", value_parser = Isa::parse)]
+    pub(crate) simd: Isa,
 }
 
 impl ComputeArgs {
-    /// The instruction set.
-    pub(crate) fn isa(&self) -> anyhow::Result<Isa> {
-        Isa::parse(&self.simd).map_err(usage)
-    }
-
-    /// Threads for each of `workers` processes on this machine.
-    pub(crate) fn threads(&self, workers: usize) -> anyhow::Result<usize> {
-        match self.threads {
-            Some(0) => Err(usage(anyhow::anyhow!("--threads is 0; it must be at least 1"))),
-            Some(threads) => Ok(threads),
-            None => Ok((std::thread::available_parallelism().map_or(1, usize::from) / workers.max(1)).max(1)),
-        }
+    /// Threads for each of `processes` processes on this machine.
+    pub(crate) fn threads(&self, processes: usize) -> usize {
+        let all = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.map_or_else(|| (all() / processes.max(1)).max(1), usize::from)
     }
 }

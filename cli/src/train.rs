@@ -1,15 +1,12 @@
 //! `lockstep train`: a whole run on this machine.
 
-use std::path::Path;
-use std::sync::Arc;
-
 use anyhow::Context;
 use clap::Args;
 use indicatif::HumanCount;
-use lockstep_common::data::Dataset;
-use lockstep_common::image_grid::{GridError, GridSpec, write_grid_png};
-use lockstep_common::nn::{Loss, Network, Weights};
-use lockstep_common::pca::{Pca, Rows};
+use lockstep_common::image_grid::GridError;
+use lockstep_common::kernel::Isa;
+use lockstep_common::model_file::TrainedModel;
+use lockstep_common::nn::Loss;
 use lockstep_coordinator::grpc;
 use lockstep_coordinator::outputs::{self, MODEL_FILE, Summary};
 use lockstep_coordinator::round::Outcome;
@@ -17,12 +14,16 @@ use lockstep_coordinator::{Coordinator, CoordinatorConfig, RunResult};
 use lockstep_worker::session::Compute;
 use tokio::net::TcpListener;
 
+use crate::infer::eval;
+use crate::infer::inference::Inference;
+use crate::infer::reconstruct::{DEFAULT_COUNT, draw};
+use crate::infer::{Part, Samples};
 use crate::progress::{self, Form};
 use crate::run_args::{ComputeArgs, Prepared, RunArgs};
 use crate::{local, roles};
 
-/// Images in `reconstructions.png`.
-const SHOWN_IMAGES: usize = 16;
+/// Name of the picture of originals over reconstructions in a run's directory.
+const PICTURE_FILE: &str = "reconstructions.png";
 
 /// Arguments of `lockstep train`.
 #[derive(Args, Debug)]
@@ -45,8 +46,8 @@ pub(crate) fn run(mut args: TrainArgs) -> anyhow::Result<()> {
         // With worker processes, wait for all of them, so that none sits idle in the first rounds.
         args.run.min_workers.get_or_insert(workers.max(1) as u32);
     }
-    let isa = args.compute.isa()?;
-    let compute = Compute { isa, threads: args.compute.threads(args.workers.unwrap_or(1))? };
+    let isa = args.compute.simd;
+    let compute = Compute { isa, threads: args.compute.threads(args.workers.unwrap_or(1)) };
     let prepared = args.run.prepare()?;
     prepared.create_directory()?;
     let form = Form::choose(args.json);
@@ -73,12 +74,7 @@ fn announce(prepared: &Prepared, compute: &Compute, workers: Option<usize>) {
     );
 }
 
-async fn train(
-    prepared: &Prepared,
-    compute: Compute,
-    workers: Option<usize>,
-    form: Form,
-) -> anyhow::Result<RunResult> {
+async fn train(prepared: &Prepared, compute: Compute, workers: Option<usize>, form: Form) -> anyhow::Result<RunResult> {
     let coordinator = Coordinator::start(CoordinatorConfig {
         spec: prepared.spec.clone(),
         data: prepared.data.clone(),
@@ -123,21 +119,30 @@ async fn train(
 }
 
 /// Writes the results and says where they are.
-fn finish(
-    prepared: &Prepared,
-    result: &RunResult,
-    isa: lockstep_common::kernel::Isa,
-    form: Form,
-) -> anyhow::Result<()> {
+fn finish(prepared: &Prepared, result: &RunResult, isa: Isa, form: Form) -> anyhow::Result<()> {
     let summary = outputs::write(&prepared.directory, &prepared.spec, result)?;
     let directory = &prepared.directory;
     if form == Form::Json {
         println!("{}", serde_json::to_string(&summary)?);
     }
-    let shown = prepared.validation.as_ref().unwrap_or(&prepared.training);
-    let picture = draw(prepared, result, shown, isa, &directory.join("reconstructions.png"))?;
+    let part = if prepared.validation.is_some() { Part::Validation } else { Part::Train };
+    let samples = Samples::new(prepared.training.clone(), prepared.validation.clone(), part);
+    let trained = TrainedModel::load(&directory.join(MODEL_FILE))?;
+    let inference = Inference::new(&trained, prepared.spec.loss, isa);
+    let picture = directory.join(PICTURE_FILE);
+    let drawn = match draw(&picture, &inference, &samples, DEFAULT_COUNT)? {
+        Ok(_) => true,
+        Err(GridError::NotAnImage { .. }) => false,
+        Err(error) => return Err(error).with_context(|| format!("cannot draw {}", picture.display())),
+    };
     if form != Form::Json {
-        print_summary(prepared, &summary, directory, picture)?;
+        print_summary(prepared, &summary, &samples);
+        println!();
+        println!("model            {}", directory.join(MODEL_FILE).display());
+        if drawn {
+            println!("reconstructions  {}", picture.display());
+        }
+        println!("proof            lockstep audit {}", directory.display());
     }
     match &result.outcome {
         Outcome::Completed => Ok(()),
@@ -151,15 +156,15 @@ fn finish(
     }
 }
 
-fn print_summary(prepared: &Prepared, summary: &Summary, directory: &Path, picture: bool) -> anyhow::Result<()> {
+fn print_summary(prepared: &Prepared, summary: &Summary, samples: &Samples) {
     let loss = |loss: Option<f64>| loss.map_or("-".to_owned(), |loss| format!("{loss:.5}"));
     println!();
     println!("train loss       {}", loss(summary.train_loss));
     println!("validation loss  {}", loss(summary.val_loss));
-    if let (Loss::Mse, Some(validation)) = (prepared.spec.loss, &prepared.validation) {
+    if prepared.spec.loss == Loss::Mse && summary.val_loss.is_some() {
         let code = prepared.spec.model.code_shape().elements();
-        match pca_loss(&prepared.training, validation, code) {
-            Ok(pca) => println!("PCA, {code} values  {pca:.5}  (validation loss of the best linear code of this size)"),
+        match eval::pca(samples, code) {
+            Ok(pca) => println!("PCA, {code} values  {:.5}  (of the best linear code of this size)", pca.mse),
             Err(error) => println!("PCA, {code} values  not computed: {error}"),
         }
     }
@@ -171,46 +176,4 @@ fn print_summary(prepared: &Prepared, summary: &Summary, directory: &Path, pictu
         HumanCount(summary.samples_per_second as u64)
     );
     println!("parameters       sha256 {}", summary.params_sha256);
-    println!();
-    println!("model            {}", directory.join(MODEL_FILE).display());
-    if picture {
-        println!("reconstructions  {}", directory.join("reconstructions.png").display());
-    }
-    println!("proof            lockstep audit {}", directory.display());
-    Ok(())
-}
-
-fn pca_loss(training: &Arc<Dataset>, validation: &Arc<Dataset>, code: usize) -> Result<f64, lockstep_common::pca::PcaError> {
-    fn rows<'a>(data: &Dataset, read: &'a dyn Fn(usize, &mut [f32])) -> Rows<'a> {
-        Rows { count: data.len(), features: data.sample_elements(), read }
-    }
-    let pca = Pca::fit(rows(training, &|i, out| training.sample(i).write_f32(out)), code)?;
-    pca.reconstruction_mse(rows(validation, &|i, out| validation.sample(i).write_f32(out)))
-}
-
-/// Draws originals over reconstructions. Whether the samples are images at all.
-fn draw(
-    prepared: &Prepared,
-    result: &RunResult,
-    data: &Dataset,
-    isa: lockstep_common::kernel::Isa,
-    path: &Path,
-) -> anyhow::Result<bool> {
-    let network = Network::new(&prepared.spec.model, prepared.spec.loss, isa);
-    let mut packed = vec![0.0; network.packed_len()];
-    network.pack(&result.parameters, &mut packed);
-    let count = SHOWN_IMAGES.min(data.len());
-    let size = network.input_elements();
-    let write = |i: usize, out: &mut [f32]| data.sample(i).write_f32(out);
-    let mut originals = vec![0.0; count * size];
-    originals.chunks_exact_mut(size).enumerate().for_each(|(i, out)| write(i, out));
-    let mut reconstructions = vec![0.0; count * size];
-    let weights = Weights { parameters: &result.parameters, packed: &packed };
-    network.reconstruct(weights, count, &write, &mut reconstructions, &mut network.workspace());
-    let spec = GridSpec { shape: data.sample_shape().clone(), columns: const { std::num::NonZeroUsize::new(8).unwrap() } };
-    match write_grid_png(path, &spec, &[&originals, &reconstructions]) {
-        Ok(()) => Ok(true),
-        Err(GridError::NotAnImage { .. }) => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("cannot draw {}", path.display())),
-    }
 }

@@ -13,7 +13,7 @@ use crate::optim::Adam;
 use crate::protocol::Job;
 use crate::reduce::Tree;
 use crate::shape::Shape;
-use crate::shard::Schedule;
+use crate::shard::{MAX_SAMPLES, Schedule};
 
 /// A run's configuration: a TOML file, with every key optional.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -135,12 +135,12 @@ impl Default for ClusterConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// It is not TOML, or has a word that does not exist.
-    #[error("{origin}: {source}")]
+    #[error("{origin}: {cause}")]
     Toml {
         /// A file's name, or the command line.
         origin: String,
         /// The parser's message, with the place.
-        source: Box<toml::de::Error>,
+        cause: Box<toml::de::Error>,
     },
     /// `--set` without an equals sign, or into something that is no table.
     #[error("--set {given}: {reason}")]
@@ -167,16 +167,16 @@ impl RunConfig {
     /// # Errors
     /// [`ConfigError`] names `origin` and the place in it, or the setting.
     pub fn parse(origin: &str, text: &str, settings: &[String]) -> Result<Self, ConfigError> {
-        let toml_error = |source| ConfigError::Toml { origin: origin.to_owned(), source: Box::new(source) };
+        let toml_error = |cause| ConfigError::Toml { origin: origin.to_owned(), cause: Box::new(cause) };
         // Without settings the text is read directly, so that messages show the line.
         if settings.is_empty() {
             return toml::from_str(text).map_err(toml_error);
         }
         let mut table: toml::Table = toml::from_str(text).map_err(toml_error)?;
         settings.iter().try_for_each(|setting| apply_setting(&mut table, setting))?;
-        table.try_into().map_err(|source| ConfigError::Toml {
+        table.try_into().map_err(|cause| ConfigError::Toml {
             origin: format!("{origin} with --set {}", settings.join(" ")),
-            source: Box::new(source),
+            cause: Box::new(cause),
         })
     }
 
@@ -199,7 +199,7 @@ impl RunConfig {
                 let text = read_file(name)
                     .map_err(|error| ConfigError::Value(format!("cannot read the model file {name}: {error}")))?;
                 ModelSpec::from_toml(&text)
-                    .map_err(|source| ConfigError::Toml { origin: name.clone(), source: Box::new(source) })
+                    .map_err(|cause| ConfigError::Toml { origin: name.clone(), cause: Box::new(cause) })
             }
             ModelChoice::Named(name) => Ok(model::preset(name)?),
         }
@@ -241,6 +241,9 @@ impl RunConfig {
             ));
         }
         let samples = positive("the number of training samples", data.training_samples)?;
+        if samples.get() > MAX_SAMPLES {
+            return refuse(format!("{samples} training samples are more than a run can have, {MAX_SAMPLES}"));
+        }
         if samples.get() < self.shards {
             return refuse(format!("{samples} training samples cannot fill {} shards; lower shards", self.shards));
         }

@@ -16,7 +16,7 @@ use crate::hash::{Digest, DigestBuilder};
 use crate::model::LayoutHash;
 use crate::protocol::MemberId;
 use crate::reduce::{NodeId, Tree};
-use crate::shard::{Schedule, samples_digest};
+use crate::shard::{MAX_SAMPLES, Schedule, samples_digest};
 
 /// Version of the format.
 const FORMAT: u32 = 1;
@@ -182,7 +182,7 @@ pub fn audit(ledger: impl BufRead) -> Result<Audit, AuditError> {
     let mut lines = ledger.lines();
     let first = lines.next().ok_or(AuditError::Empty)??;
     let (header, schedule) = parse_header(&first).map_err(|reason| AuditError::Line { line: 1, reason })?;
-    let (mut chain, _) = (Digest::of(first.as_bytes()), ());
+    let mut chain = Digest::of(first.as_bytes());
     let mut auditor = Auditor::new(header, schedule);
     for (number, line) in lines.enumerate() {
         let line = line?;
@@ -197,7 +197,11 @@ fn parse_header(line: &str) -> Result<(Header, Schedule), String> {
     if header.lockstep_ledger != FORMAT {
         return Err(format!("format {}; this program reads format {FORMAT}", header.lockstep_ledger));
     }
-    let schedule = header.schedule().ok_or(format!("{} shards; it must be a power of two", header.shards))?;
+    let shards = header.shards;
+    let schedule = header.schedule().ok_or(format!("{shards} shards; it must be a power of two, at most 65536"))?;
+    if header.samples.get() > MAX_SAMPLES {
+        return Err(format!("{} samples; a run has at most {MAX_SAMPLES}", header.samples));
+    }
     Ok((header, schedule))
 }
 
@@ -206,7 +210,10 @@ fn parse_header(line: &str) -> Result<(Header, Schedule), String> {
 /// # Errors
 /// What is wrong with the line.
 pub fn parse_line(line: &str, chain: &mut Digest) -> Result<Record, String> {
-    let line: Line<&RawValue> = serde_json::from_str(line).map_err(|error| error.to_string())?;
+    let line: Line<&RawValue> = serde_json::from_str(line).map_err(|error| match error.is_eof() {
+        true => format!("{error}: the line is cut off; a run that is still going on may be writing it"),
+        false => error.to_string(),
+    })?;
     let expected = link(*chain, line.record.get());
     if line.chain != expected {
         return Err(format!(

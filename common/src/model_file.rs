@@ -34,14 +34,14 @@ pub struct TrainedModel {
 #[derive(Debug, thiserror::Error)]
 pub enum ModelFileError {
     /// The file could not be read or written.
-    #[error("cannot {action} {path}: {source}", path = path.display())]
+    #[error("cannot {action} {path}: {cause}", path = path.display())]
     Io {
         /// `read` or `write`.
         action: &'static str,
         /// Which file.
         path: PathBuf,
         /// The system's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The file is not safetensors.
     #[error("{path} is not a safetensors file: {reason}", path = path.display())]
@@ -63,12 +63,12 @@ pub enum ModelFileError {
         key: &'static str,
     },
     /// The model in the metadata does not resolve.
-    #[error("the model in {path}: {source}", path = path.display())]
+    #[error("the model in {path}: {cause}", path = path.display())]
     Model {
         /// Which file.
         path: PathBuf,
         /// What is wrong with it.
-        source: Box<ModelError>,
+        cause: Box<ModelError>,
     },
     /// A tensor is missing or has another shape or type.
     #[error("{path}: {reason}", path = path.display())]
@@ -86,7 +86,7 @@ impl TrainedModel {
     /// # Errors
     /// [`ModelFileError::Io`] when the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), ModelFileError> {
-        let write_error = |source| ModelFileError::Io { action: "write", path: path.to_owned(), source };
+        let write_error = |cause| ModelFileError::Io { action: "write", path: path.to_owned(), cause };
         let model = self.model.spec.to_toml().map_err(|error| write_error(io::Error::other(error)))?;
         let metadata = HashMap::from([
             (KEY_MODEL.to_owned(), model),
@@ -118,9 +118,8 @@ impl TrainedModel {
         let metadata = header.metadata().clone().unwrap_or_default();
         let get = |key: &'static str| metadata.get(key).ok_or(ModelFileError::Metadata { path: path.to_owned(), key });
         let spec = ModelSpec::from_toml(get(KEY_MODEL)?).map_err(|error| format(error.to_string()))?;
-        let model = spec
-            .resolve()
-            .map_err(|source| ModelFileError::Model { path: path.to_owned(), source: Box::new(source) })?;
+        let model =
+            spec.resolve().map_err(|cause| ModelFileError::Model { path: path.to_owned(), cause: Box::new(cause) })?;
         let parameters = parameters_from(path, &bytes, &model.layout)?;
         let expected = get(KEY_SHA256)?;
         let found = sha256_of_floats(&parameters);
@@ -144,7 +143,7 @@ pub fn load_parameters(path: &Path, layout: &Layout) -> Result<Vec<f32>, ModelFi
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ModelFileError> {
-    std::fs::read(path).map_err(|source| ModelFileError::Io { action: "read", path: path.to_owned(), source })
+    std::fs::read(path).map_err(|cause| ModelFileError::Io { action: "read", path: path.to_owned(), cause })
 }
 
 fn parameters_from(path: &Path, bytes: &[u8], layout: &Layout) -> Result<Vec<f32>, ModelFileError> {

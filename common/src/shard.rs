@@ -13,6 +13,9 @@ use crate::hash::{Digest, DigestBuilder};
 use crate::reduce::Tree;
 use crate::rng::{Purpose, Stream};
 
+/// The most training samples of a run: their order takes 1 GiB.
+pub const MAX_SAMPLES: u32 = 1 << 28;
+
 /// What a run's schedule depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Schedule {

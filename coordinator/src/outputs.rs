@@ -64,12 +64,12 @@ pub enum OutputError {
     #[error(transparent)]
     Model(#[from] ModelFileError),
     /// The summary.
-    #[error("cannot write {path}: {source}", path = path.display())]
+    #[error("cannot write {path}: {cause}", path = path.display())]
     Summary {
         /// Which file.
         path: PathBuf,
         /// The system's answer.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -89,7 +89,7 @@ pub fn write(directory: &Path, spec: &RunSpec, result: &RunResult) -> Result<Sum
     let path = directory.join(SUMMARY_FILE);
     let json = serde_json::to_string_pretty(&summary).map_err(io::Error::other);
     json.and_then(|json| files::replace(&path, |file| writeln!(file, "{json}")))
-        .map_err(|source| OutputError::Summary { path, source })?;
+        .map_err(|cause| OutputError::Summary { path, cause })?;
     Ok(summary)
 }
 

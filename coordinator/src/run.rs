@@ -45,12 +45,12 @@ pub struct CoordinatorConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A file of the run cannot be made.
-    #[error("cannot create the run's files in {directory}: {source}", directory = directory.display())]
+    #[error("cannot create the run's files in {directory}: {cause}", directory = directory.display())]
     Directory {
         /// The run's directory.
         directory: PathBuf,
         /// The system's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// There is no memory for another thread.
     #[error("cannot start a thread: {0}")]
@@ -75,7 +75,7 @@ impl Coordinator {
         let layout = spec.model.layout.hash();
         let header = Header::new(&spec.name, &spec.schedule, layout, parameters_digest(&initial_parameters));
         let journal = Journal::create(&directory, &header)
-            .map_err(|source| StartError::Directory { directory: directory.clone(), source })?;
+            .map_err(|cause| StartError::Directory { directory: directory.clone(), cause })?;
         let hub = Arc::new(Hub::new(&spec, directory.join(EVENTS_FILE)));
         let machine = Machine::new(MachineConfig {
             spec: spec.clone(),

@@ -229,7 +229,8 @@ impl World {
                         }
                     }
                     // The aggregator reports an arrival only once, for the round at hand.
-                    Some(Event::Arrived { work, .. }) if self.sum.as_ref().is_some_and(|(r, _)| work.version() == *r) => {}
+                    Some(Event::Arrived { work, .. })
+                        if self.sum.as_ref().is_some_and(|(r, _)| work.version() == *r) => {}
                     Some(event) => self.step(event),
                 }
             }

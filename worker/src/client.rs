@@ -190,7 +190,7 @@ async fn connect(endpoint: &Endpoint, request: &JoinRequest) -> Result<Transport
         welcome,
         incoming: Box::pin(UnboundedReceiverStream::new(incoming)),
         outgoing: Outgoing { control: control_sender, bulk: bulk_sender },
-        shards: ShardSource::Remote(shards),
+        shards: ShardSource::Remote(Box::new(shards)),
     })
 }
 

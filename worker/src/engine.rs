@@ -10,9 +10,7 @@ use lockstep_common::kernel::Isa;
 use lockstep_common::model::{LayoutHash, ModelError};
 use lockstep_common::nn::{Buffers, LeafSource, Network, NodeSum, Weights, evaluate, subtree};
 use lockstep_common::placement::ShardSamples;
-use lockstep_common::protocol::{
-    Assignment, Bytes, CHUNK_FLOATS, Job, LeafTask, NodeReport, ShardRef, Work, chunks,
-};
+use lockstep_common::protocol::{Assignment, Bytes, CHUNK_FLOATS, Job, LeafTask, NodeReport, ShardRef, Work, chunks};
 use lockstep_common::reduce::NodeId;
 use lockstep_common::shard::samples_digest;
 use rayon::prelude::*;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use lockstep_common::kernel::Isa;
 use lockstep_common::placement::{PlacedData, ShardSamples};
-use lockstep_common::protocol::{FromWorker, KeepList, NodeChunk, NodeReport, ShardRef, ToWorker, Welcome, Work, chunks};
+use lockstep_common::protocol::{
+    FromWorker, KeepList, NodeChunk, NodeReport, ShardRef, ToWorker, Welcome, Work, chunks,
+};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_stream::{Stream, StreamExt};
@@ -46,7 +48,7 @@ pub enum ShardSource {
     /// The coordinator's own memory.
     Local(Arc<PlacedData>),
     /// The coordinator, over gRPC.
-    Remote(RemoteShards),
+    Remote(Box<RemoteShards>),
 }
 
 impl ShardSource {
@@ -100,7 +102,8 @@ pub async fn run(
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (keep_lists, newest_list) = watch::channel(KeepList { list: 0, shards: Vec::new() });
     let fetcher = tokio::spawn(fetch_shards(newest_list, shards.clone(), cache, outgoing.control.clone()));
-    let mut sender = NodeSender { outgoing: &outgoing.bulk, commands: &commands, shared: shards.shares_memory(), lent: Vec::new() };
+    let mut sender =
+        NodeSender { outgoing: &outgoing.bulk, commands: &commands, shared: shards.shares_memory(), lent: Vec::new() };
     let mut draining = false;
     let end = loop {
         tokio::select! {

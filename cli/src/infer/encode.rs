@@ -38,7 +38,7 @@ pub(crate) fn encode(args: EncodeArgs) -> anyhow::Result<()> {
     let samples = args.infer.load_samples(args.split, &trained)?;
     let pool = args.infer.thread_pool()?;
 
-    let inference = Inference::new(&trained, Loss::Mse, args.infer.simd);
+    let inference = Inference::new(&trained, Loss::Mse, args.infer.compute.simd);
     let codes = pool.install(|| inference.encode(samples.len(), &|i, out| samples.write(i, out)))?;
     let shape = trained.model.code_shape();
     write_npy_f32(out, &batch_axes(samples.len(), shape), &codes).map_err(data_error)?;

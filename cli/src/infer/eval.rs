@@ -37,7 +37,8 @@ pub(crate) fn eval(args: EvalArgs) -> anyhow::Result<()> {
     let loss = trained_loss(&trained)?;
     let samples = args.infer.load_samples(args.split, &trained)?;
     let measure = |loss| {
-        Inference::new(&trained, loss, args.infer.simd).mean_loss(samples.len(), &|i, out| samples.write(i, out))
+        Inference::new(&trained, loss, args.infer.compute.simd)
+            .mean_loss(samples.len(), &|i, out| samples.write(i, out))
     };
     let evaluate = || -> anyhow::Result<Evaluation> {
         Ok(Evaluation {
@@ -72,7 +73,7 @@ fn trained_loss(trained: &TrainedModel) -> anyhow::Result<Loss> {
 }
 
 /// PCA with as many components as the code has values, fitted to the training samples and measured on the samples.
-fn pca(samples: &Samples, components: usize) -> Result<Baseline, PcaError> {
+pub(crate) fn pca(samples: &Samples, components: usize) -> Result<Baseline, PcaError> {
     let train: &Dataset = &samples.train;
     let read_train = |i: usize, out: &mut [f32]| train.sample(i).write_f32(out);
     let features = train.sample_elements();
@@ -100,8 +101,8 @@ struct Evaluation {
 
 /// What PCA achieves.
 #[derive(Debug, Serialize)]
-struct Baseline {
-    mse: f64,
+pub(crate) struct Baseline {
+    pub(crate) mse: f64,
     components: usize,
     fitted_samples: usize,
 }

@@ -12,14 +12,14 @@ use crate::exit::usage;
 const BLOCK_SAMPLES: usize = 64;
 
 /// Writes the sample with a given number as a model sees it.
-pub(super) type Read<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
+pub(crate) type Read<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
 
 /// [`Network::encode`] or [`Network::reconstruct`].
 type Pass = fn(&Network, Weights<'_>, usize, &dyn Fn(usize, &mut [f32]), &mut [f32], &mut Workspace);
 
 /// A network with weights. Its methods run in the current rayon pool; their results do not depend on its size.
 #[derive(Debug)]
-pub(super) struct Inference<'a> {
+pub(crate) struct Inference<'a> {
     network: Network,
     parameters: &'a [f32],
     packed: Vec<f32>,
@@ -27,7 +27,7 @@ pub(super) struct Inference<'a> {
 
 impl<'a> Inference<'a> {
     /// The passes of a model, with `loss` as the one that is measured.
-    pub(super) fn new(trained: &'a TrainedModel, loss: Loss, isa: Isa) -> Self {
+    pub(crate) fn new(trained: &'a TrainedModel, loss: Loss, isa: Isa) -> Self {
         let network = Network::new(&trained.model, loss, isa);
         let mut packed = vec![0.0; network.packed_len()];
         network.pack(&trained.parameters, &mut packed);
@@ -35,7 +35,7 @@ impl<'a> Inference<'a> {
     }
 
     /// The mean loss of `count` samples.
-    pub(super) fn mean_loss(&self, count: usize, read: &Read<'_>) -> f64 {
+    pub(crate) fn mean_loss(&self, count: usize, read: &Read<'_>) -> f64 {
         let blocks: Vec<f64> = (0..count.div_ceil(BLOCK_SAMPLES))
             .into_par_iter()
             .map_init(
@@ -52,12 +52,12 @@ impl<'a> Inference<'a> {
     }
 
     /// The codes of `count` samples: (samples, code elements).
-    pub(super) fn encode(&self, count: usize, read: &Read<'_>) -> anyhow::Result<Vec<f32>> {
+    pub(crate) fn encode(&self, count: usize, read: &Read<'_>) -> anyhow::Result<Vec<f32>> {
         self.map(Network::encode, self.network.code_elements(), count, read)
     }
 
     /// The reconstructions of `count` samples: (samples, elements).
-    pub(super) fn reconstruct(&self, count: usize, read: &Read<'_>) -> anyhow::Result<Vec<f32>> {
+    pub(crate) fn reconstruct(&self, count: usize, read: &Read<'_>) -> anyhow::Result<Vec<f32>> {
         self.map(Network::reconstruct, self.network.input_elements(), count, read)
     }
 

@@ -1,18 +1,17 @@
 //! The commands that take a finished model to data: `eval`, `encode` and `reconstruct`.
 
 mod encode;
-mod eval;
-mod inference;
-mod reconstruct;
+pub(crate) mod eval;
+pub(crate) mod inference;
+pub(crate) mod reconstruct;
 
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use indicatif::HumanCount;
 use lockstep_common::data::{DataError, Dataset, OpenOptions};
-use lockstep_common::kernel::Isa;
 use lockstep_common::model_file::TrainedModel;
 use lockstep_common::shape::Shape;
 use lockstep_coordinator::outputs::MODEL_FILE;
@@ -24,6 +23,7 @@ pub(crate) use reconstruct::{ReconstructArgs, reconstruct};
 
 use crate::data_source;
 use crate::exit::usage;
+use crate::run_args::ComputeArgs;
 
 /// Which model meets which data, and how that is computed.
 #[derive(Args, Debug)]
@@ -36,18 +36,14 @@ struct InferArgs {
     /// How much of the data counts as held out where it has no test part of its own
     #[arg(long, value_name = "F", default_value_t = OpenOptions::default().validation_fraction)]
     validation_fraction: f64,
-    /// Threads; the result is the same [default: all cores]
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
-    /// Instruction set: auto, scalar, avx2, avx512 or neon; the result is the same
-    #[arg(long, value_name = "SET", default_value = "auto", value_parser = Isa::parse)]
-    simd: Isa,
+    #[command(flatten)]
+    compute: ComputeArgs,
 }
 
 /// A part of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
-enum Part {
+pub(crate) enum Part {
     /// The samples to train on
     Train,
     /// The samples held out
@@ -99,31 +95,34 @@ impl InferArgs {
                 split.train.name()
             )));
         }
-        Ok(Samples { train: split.train, validation: split.validation, part })
+        Ok(Samples::new(Arc::new(split.train), split.validation.map(Arc::new), part))
     }
 
     /// The threads to compute with.
     fn thread_pool(&self) -> anyhow::Result<rayon::ThreadPool> {
-        // To rayon, 0 means all cores.
-        let threads = self.threads.map_or(0, NonZeroUsize::get);
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.compute.threads(1)).build();
         pool.context("cannot start the threads to compute with; try fewer: --threads N")
     }
 }
 
 /// The samples of a source, and which of them a command is about.
 #[derive(Debug)]
-struct Samples {
-    train: Dataset,
-    validation: Option<Dataset>,
+pub(crate) struct Samples {
+    train: Arc<Dataset>,
+    validation: Option<Arc<Dataset>>,
     part: Part,
 }
 
 impl Samples {
+    /// A part of these data sets, which must not be empty.
+    pub(crate) fn new(train: Arc<Dataset>, validation: Option<Arc<Dataset>>, part: Part) -> Self {
+        Self { train, validation, part }
+    }
+
     /// The data sets that the part consists of.
     fn datasets(&self) -> impl Iterator<Item = &Dataset> + Clone {
-        let train = (self.part != Part::Validation).then_some(&self.train);
-        let validation = self.validation.as_ref().filter(|_| self.part != Part::Train);
+        let train = (self.part != Part::Validation).then_some(&*self.train);
+        let validation = self.validation.as_deref().filter(|_| self.part != Part::Train);
         train.into_iter().chain(validation)
     }
 
@@ -195,7 +194,8 @@ mod tests {
 
     fn samples(part: Part) -> Samples {
         let dataset = |name, values| Dataset::new(name, Shape::new([1]), Elements::F32(values)).unwrap();
-        Samples { train: dataset("a", vec![0.0, 1.0]), validation: Some(dataset("b", vec![2.0, 3.0, 4.0])), part }
+        let validation = dataset("b", vec![2.0, 3.0, 4.0]);
+        Samples::new(Arc::new(dataset("a", vec![0.0, 1.0])), Some(Arc::new(validation)), part)
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::{InferArgs, Part, Samples, batch_axes, check_writable, data_error, ex
 use crate::exit::usage;
 
 /// Images in a picture, unless `--count` says otherwise.
-const DEFAULT_COUNT: NonZeroUsize = NonZeroUsize::new(16).unwrap();
+pub(crate) const DEFAULT_COUNT: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 
 /// Images side by side in a picture.
 const COLUMNS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
@@ -79,11 +79,11 @@ pub(crate) fn reconstruct(args: ReconstructArgs) -> anyhow::Result<()> {
     check_writable(&args.out)?;
     let trained = args.infer.load_model()?;
     let samples = args.infer.load_samples(args.split.unwrap_or(form.default_part()), &trained)?;
-    let inference = Inference::new(&trained, Loss::Mse, args.infer.simd);
+    let inference = Inference::new(&trained, Loss::Mse, args.infer.compute.simd);
     let pool = args.infer.thread_pool()?;
     match form {
         Form::Numbers => pool.install(|| write_numbers(&args.out, &inference, &samples)),
-        Form::Picture { images } => pool.install(|| draw(&args.out, &inference, &samples, images)),
+        Form::Picture { images } => pool.install(|| write_picture(&args.out, &inference, &samples, images)),
     }
 }
 
@@ -95,24 +95,35 @@ fn write_numbers(out: &Path, inference: &Inference<'_>, samples: &Samples) -> an
     Ok(())
 }
 
-fn draw(out: &Path, inference: &Inference<'_>, samples: &Samples, images: NonZeroUsize) -> anyhow::Result<()> {
-    let images = images.get().min(samples.len());
-    let read = |i: usize, out: &mut [f32]| samples.write(i, out);
-    let reconstructions = inference.reconstruct(images, &read)?;
-    let mut originals = vec![0.0; reconstructions.len()];
-    originals.chunks_exact_mut(samples.shape().elements()).enumerate().for_each(|(i, out)| read(i, out));
-    let spec = GridSpec { shape: samples.shape().clone(), columns: COLUMNS };
-    write_grid_png(out, &spec, &[&originals, &reconstructions]).map_err(|error| match error {
+fn write_picture(out: &Path, inference: &Inference<'_>, samples: &Samples, images: NonZeroUsize) -> anyhow::Result<()> {
+    let drawn = draw(out, inference, samples, images)?.map_err(|error| match error {
         GridError::NotAnImage { .. } | GridError::TooLarge { .. } => usage(error),
         _ => error.into(),
     })?;
     println!(
         "{}: the first {} of {}, each over its reconstruction",
         out.display(),
-        HumanCount(images as u64),
+        HumanCount(drawn as u64),
         samples.describe()
     );
     Ok(())
+}
+
+/// Draws the first samples, each over its reconstruction. Gives how many there are; the inner error says why they
+/// cannot be drawn, for samples that are no images.
+pub(crate) fn draw(
+    out: &Path,
+    inference: &Inference<'_>,
+    samples: &Samples,
+    images: NonZeroUsize,
+) -> anyhow::Result<Result<usize, GridError>> {
+    let images = images.get().min(samples.len());
+    let read = |i: usize, out: &mut [f32]| samples.write(i, out);
+    let reconstructions = inference.reconstruct(images, &read)?;
+    let mut originals = vec![0.0; reconstructions.len()];
+    originals.chunks_exact_mut(samples.shape().elements()).enumerate().for_each(|(i, out)| read(i, out));
+    let spec = GridSpec { shape: samples.shape().clone(), columns: COLUMNS };
+    Ok(write_grid_png(out, &spec, &[&originals, &reconstructions]).map(|()| images))
 }
 
 #[cfg(test)]

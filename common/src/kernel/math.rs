@@ -1,6 +1,9 @@
 //! Elementary functions made of IEEE basic operations and fused multiply-adds only, so that every machine computes the
 //! same bits. Accuracy is a few units in the last place, which the tests measure against `f64`.
 
+// Coefficients are written as their sources give them.
+#![expect(clippy::excessive_precision)]
+
 use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
 
 /// ln 2 in two parts, of which the first has few bits, so that its product with a small integer is exact.

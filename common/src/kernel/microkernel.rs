@@ -235,6 +235,8 @@ unsafe fn partial<S: Simd>(from: *const f32, v: usize, lanes: usize) -> S::Vecto
 }
 
 /// The register-critical loop: `R` x `V` accumulators from `sums`, all products, back to `sums`.
+// Counted loops over the const sizes are what the compiler unrolls; iterators over the same arrays it does not always.
+#[expect(clippy::needless_range_loop)]
 #[inline(always)]
 unsafe fn products<S: Simd, const R: usize, const V: usize>(block: &Block<'_>, rows: &[Row; R], sums: *mut f32) {
     // SAFETY: `sums` holds R * V vectors; operands are readable by the caller's promise.

@@ -4,6 +4,7 @@ mod initialise;
 mod linear;
 mod loss;
 mod network;
+mod op;
 mod subtree;
 
 pub use initialise::initial_parameters;

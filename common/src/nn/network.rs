@@ -1,11 +1,12 @@
 //! A model's forward and backward passes over a few samples at a time.
 
-use super::linear::{self, ForwardPass, GradientPass, InputGradientPass, Linear};
+use super::linear::{ForwardPass, GradientPass, InputGradientPass, Linear};
 use super::loss::Loss;
-use crate::kernel::contraction::{After, PixelRelation, SLACK};
-use crate::kernel::pooling::{self, Windows};
+use super::op::{Op, unparametrised};
+use crate::kernel::contraction::{After, SLACK};
+use crate::kernel::pooling;
 use crate::kernel::{Isa, elementwise};
-use crate::model::{Activation, LayerSpec, Pair, ResolvedLayer, ResolvedModel};
+use crate::model::{Activation, ResolvedModel};
 
 /// Activations of one pass should stay near the core: half a million floats are 2 MiB.
 const PASS_FLOATS: usize = 1 << 19;
@@ -28,27 +29,6 @@ pub struct Network {
     packed_len: usize,
     scratch_len: usize,
     pass_samples: usize,
-}
-
-/// A step of the passes. Layers that only rename axes are none.
-#[derive(Debug)]
-enum Op {
-    Linear(Box<Linear>),
-    MaxPool { windows: Windows, channels: usize },
-    AveragePool { windows: Windows, channels: usize },
-    UpSample { windows: Windows, channels: usize },
-    Activate(Activation),
-}
-
-impl Op {
-    /// The activation that ends the op.
-    fn activation(&self) -> Activation {
-        match self {
-            Op::Linear(linear) => linear.activation,
-            Op::Activate(activation) => *activation,
-            _ => Activation::Linear,
-        }
-    }
 }
 
 /// Parameters of one version, in the layout's order and packed for the passes.
@@ -447,28 +427,5 @@ impl Network {
     ) -> impl Iterator<Item = (&'a [f32], &'a mut [f32])> {
         let (to, from) = (self.elements[i + 1], self.elements[i]);
         delta.chunks_exact(to).zip(input_delta.chunks_exact_mut(from)).take(samples)
-    }
-}
-
-fn unparametrised(layer: &ResolvedLayer) -> Option<Op> {
-    match &layer.spec {
-        LayerSpec::Activation { activation } => Some(Op::Activate(*activation)),
-        LayerSpec::MaxPool2d(pool) | LayerSpec::AveragePool2d(pool) => {
-            let ((high, channels), (low, _)) = (linear::image(&layer.input)?, linear::image(&layer.output)?);
-            let strides = pool.strides.unwrap_or(pool.pool_size);
-            let relation = PixelRelation::with_padding(high, low, pool.pool_size, strides, pool.padding);
-            let windows = Windows::new(&relation);
-            Some(match layer.spec {
-                LayerSpec::MaxPool2d(_) => Op::MaxPool { windows, channels },
-                _ => Op::AveragePool { windows, channels },
-            })
-        }
-        LayerSpec::UpSampling2d { size } => {
-            let ((low, channels), (high, _)) = (linear::image(&layer.input)?, linear::image(&layer.output)?);
-            let padding = Pair::square(0);
-            let relation = PixelRelation { high, low, kernel: *size, strides: *size, padding };
-            Some(Op::UpSample { windows: Windows::new(&relation), channels })
-        }
-        _ => None,
     }
 }

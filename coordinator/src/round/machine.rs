@@ -9,11 +9,12 @@ use std::time::Duration;
 use lockstep_common::config::RunSpec;
 use lockstep_common::hash::Digest;
 use lockstep_common::ledger::Record;
-use lockstep_common::progress::{EpochReport, Event as Progressed, RoundReport, RunState};
-use lockstep_common::protocol::{JoinRequest, KeepList, MemberId, NodeReport, Refusal, ShardRef, Split, Work};
+use lockstep_common::progress::{Event as Progressed, RoundReport};
+use lockstep_common::protocol::{JoinRequest, MemberId, NodeReport, Refusal, Work};
 use lockstep_common::reduce::NodeId;
 
 use super::assign::Ownership;
+use super::event::{Effect, Event, Outcome, Rejected, ToMember};
 use super::membership::{ConnectionId, Member, MemberState, Membership};
 use super::work::Progress;
 use crate::expected::ExpectedSamples;
@@ -29,128 +30,8 @@ pub struct MachineConfig {
     pub fingerprint: Digest,
 }
 
-/// Something that happened.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// A worker asks to be admitted.
-    Join {
-        /// Where the answer goes.
-        connection: ConnectionId,
-        /// Who asks.
-        request: JoinRequest,
-    },
-    /// A member gave a sign of life.
-    Heartbeat(MemberId),
-    /// A member has cached a shard, as the list with this number asked.
-    Cached(MemberId, u32, ShardRef),
-    /// A member has computed a node and is about to send its gradient (or has none to send, for an evaluation).
-    Announced(MemberId, NodeReport),
-    /// The last part of an announced node's gradient is there.
-    Arrived {
-        /// Who sent it.
-        member: MemberId,
-        /// What it belongs to.
-        work: Work,
-        /// Which node.
-        node: NodeId,
-    },
-    /// A member wants to leave when its work is handed over.
-    Drain(MemberId),
-    /// A member is gone, or cannot go on.
-    Lost(MemberId, String),
-    /// The gradient of a round is summed and the optimizer step is taken.
-    Reduced {
-        /// Which round.
-        round: u64,
-        /// Euclidean norm of the mean gradient.
-        gradient_norm: f64,
-        /// Digest of the new parameters.
-        parameters: Digest,
-    },
-    /// Time has passed.
-    Tick,
-    /// The run is to end now.
-    Stop(String),
-}
-
-/// Something to be done.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Effect {
-    /// Answer a join with a welcome.
-    Admit(ConnectionId, MemberId),
-    /// Answer a join with a refusal.
-    Refuse(ConnectionId, Refusal),
-    /// Tell a member something.
-    Send(MemberId, ToMember),
-    /// Forget a member's connection, after what was sent to it is delivered.
-    Close(MemberId),
-    /// Start summing a round.
-    Begin {
-        /// Which round.
-        round: u64,
-        /// Samples in its global batch.
-        samples: u32,
-    },
-    /// Take the parts of a node's gradient when they come.
-    Expect(MemberId, NodeId),
-    /// Append a round to the ledger.
-    Record(Record),
-    /// Tell the outside world.
-    Publish(Progressed),
-    /// The run has ended.
-    Finish(Outcome),
-}
-
-/// What members are told.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ToMember {
-    /// Have these shards.
-    Keep(KeepList),
-    /// A whole version of the parameters; those of later rounds follow as they are made.
-    Parameters(u64),
-    /// Compute leaves; each with whether its samples must be sent along.
-    Assign(Work, Vec<(u32, bool)>),
-    /// You are out.
-    Evicted(String),
-    /// The run, or your part in it, has ended.
-    Finished(String),
-}
-
-/// How a run ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// All rounds are done.
-    Completed,
-    /// It was told to stop.
-    Stopped(String),
-    /// It cannot go on.
-    Failed(String),
-}
-
-/// An event that cannot be in the state at hand. The state is unchanged.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Rejected {
-    /// The sender was evicted, has left, or never was a member.
-    #[error("{0} is not a member")]
-    NotAMember(MemberId),
-    /// It belongs to a work that is not under way.
-    #[error("{got} is not under way ({current})")]
-    Stale {
-        /// What it belongs to.
-        got: Work,
-        /// What is under way.
-        current: String,
-    },
-    /// The node was not announced, or was credited already.
-    #[error("node {0} is not awaited from {1}")]
-    Unexpected(NodeId, MemberId),
-    /// The run has ended.
-    #[error("the run has ended")]
-    Finished,
-}
-
 #[derive(Debug)]
-enum State {
+pub(super) enum State {
     /// At an edge, for want of members.
     Waiting,
     Working(Progress),
@@ -160,25 +41,25 @@ enum State {
 /// The machine. See the module's documentation.
 #[derive(Debug)]
 pub struct Machine {
-    config: MachineConfig,
-    state: State,
-    members: Membership,
-    ownership: Ownership,
+    pub(super) config: MachineConfig,
+    pub(super) state: State,
+    pub(super) members: Membership,
+    pub(super) ownership: Ownership,
     expected: ExpectedSamples,
     /// Rounds completed.
-    rounds: u64,
+    pub(super) rounds: u64,
     /// The last version whose validation loss is known or not wanted.
-    evaluated: u64,
-    epoch_loss: EpochLoss,
+    pub(super) evaluated: u64,
+    pub(super) epoch_loss: EpochLoss,
     samples_seen: u64,
     workers_lost: u32,
 }
 
 /// Sum over the rounds of the epoch at hand.
 #[derive(Clone, Copy, Debug, Default)]
-struct EpochLoss {
-    sum: f64,
-    samples: u64,
+pub(super) struct EpochLoss {
+    pub(super) sum: f64,
+    pub(super) samples: u64,
 }
 
 impl Machine {
@@ -343,7 +224,7 @@ impl Machine {
     }
 
     /// Lets members go that want to leave and have nothing left to deliver.
-    fn release_drained(&mut self, effects: &mut Vec<Effect>) {
+    pub(super) fn release_drained(&mut self, effects: &mut Vec<Effect>) {
         let draining = self.members.iter().filter(|(_, member)| member.state == MemberState::Draining);
         let done: Vec<MemberId> = draining.map(|(id, _)| id).filter(|&id| self.outstanding(id).is_empty()).collect();
         for member in done {
@@ -351,107 +232,6 @@ impl Machine {
             effects.push(Effect::Send(member, ToMember::Finished("drained".to_owned())));
             effects.push(Effect::Close(member));
             effects.push(Effect::Publish(Progressed::Left { member, reason: "drained".to_owned() }));
-        }
-    }
-
-    /// After a change of members: hands out leaves that nobody computes, or begins work that had to wait.
-    fn recruit(&mut self, now: Duration, effects: &mut Vec<Effect>) {
-        match &self.state {
-            State::Waiting => self.begin_next(now, effects),
-            State::Working(progress) if !progress.unassigned().is_empty() => {
-                if self.members.active().is_empty() {
-                    self.call_up(MemberState::Recruited, effects);
-                }
-                self.hand_out(effects);
-            }
-            State::Working(_) | State::Finished => {}
-        }
-    }
-
-    /// Makes waiting members take part: they get the current parameters.
-    fn call_up(&mut self, state: MemberState, effects: &mut Vec<Effect>) {
-        let version = self.rounds;
-        for (id, member) in self.members.iter_mut() {
-            if matches!(member.state, MemberState::Waiting | MemberState::Recruited) {
-                member.state = state;
-                effects.push(Effect::Send(id, ToMember::Parameters(version)));
-            }
-        }
-    }
-
-    /// Divides the leaves that nobody computes evenly among the active members.
-    fn hand_out(&mut self, effects: &mut Vec<Effect>) {
-        let State::Working(progress) = &self.state else { return };
-        let leaves = progress.unassigned();
-        let active = self.members.active();
-        for (member, part) in Ownership::divide(leaves.len() as u32, &active).parts() {
-            self.assign(*member, &leaves[part.start as usize..part.end as usize], effects);
-        }
-    }
-
-    fn assign(&mut self, member: MemberId, leaves: &[u32], effects: &mut Vec<Effect>) {
-        let (State::Working(progress), false) = (&mut self.state, leaves.is_empty()) else { return };
-        progress.assign(leaves, member);
-        let split = progress.work.split();
-        let cached = self.members.get(member).map(|member| &member.cached);
-        let has = |shard: u32| cached.is_some_and(|cached| cached.contains(&ShardRef { split, shard }));
-        let tasks = leaves.iter().map(|&leaf| (leaf, !has(leaf))).collect();
-        effects.push(Effect::Send(member, ToMember::Assign(progress.work, tasks)));
-    }
-
-    /// What comes after the rounds completed so far; `None` when the run is over.
-    fn next_work(&self) -> Option<Work> {
-        let spec = &self.config.spec;
-        let over = self.rounds == spec.total_rounds();
-        let edge = over || self.rounds.is_multiple_of(u64::from(spec.schedule.rounds_per_epoch()));
-        if edge && self.evaluated < self.rounds && spec.validation_samples > 0 {
-            return Some(Work::Evaluation { round: self.rounds });
-        }
-        (!over).then_some(Work::Gradient { round: self.rounds })
-    }
-
-    /// At an edge: calls up joiners, divides the shards, begins the next work; or says what is missing.
-    fn begin_next(&mut self, now: Duration, effects: &mut Vec<Effect>) {
-        let Some(work) = self.next_work() else {
-            return self.finish(Outcome::Completed, effects);
-        };
-        self.release_drained(effects);
-        let needed = self.config.spec.min_workers;
-        if self.members.len() < needed {
-            self.state = State::Waiting;
-            let reason = format!("{work} needs {needed} workers, {} are here", self.members.len());
-            effects.push(Effect::Publish(Progressed::State { state: RunState::Waiting { reason } }));
-            return;
-        }
-        self.call_up(MemberState::Active, effects);
-        let tree = self.config.spec.schedule.tree;
-        let ownership = Ownership::divide(tree.shards(), &self.members.active());
-        if ownership != self.ownership {
-            self.ownership = ownership;
-            self.tell_shards(effects);
-        }
-        if let Work::Gradient { round } = work {
-            let samples = self.config.spec.schedule.batch_samples(self.config.spec.schedule.step(round).batch);
-            effects.push(Effect::Begin { round, samples });
-        }
-        self.state = State::Working(Progress::new(work, tree, now));
-        for (member, part) in self.ownership.parts().to_vec() {
-            self.assign(member, &part.collect::<Vec<u32>>(), effects);
-        }
-    }
-
-    fn tell_shards(&mut self, effects: &mut Vec<Effect>) {
-        let validation = self.config.spec.validation_samples > 0;
-        for (id, part) in self.ownership.parts() {
-            let Some(member) = self.members.get_mut(*id) else { continue };
-            let of = |split| part.clone().map(move |shard| ShardRef { split, shard });
-            let mut shards: Vec<ShardRef> = of(Split::Training).collect();
-            if validation {
-                shards.extend(of(Split::Validation));
-            }
-            member.keep_list += 1;
-            member.cached.clear();
-            effects.push(Effect::Send(*id, ToMember::Keep(KeepList { list: member.keep_list, shards })));
         }
     }
 
@@ -576,28 +356,5 @@ impl Machine {
         }
         self.begin_next(now, effects);
         Ok(())
-    }
-
-    fn close_epoch(&mut self, validation_loss: Option<f64>, effects: &mut Vec<Effect>) {
-        let EpochLoss { sum, samples } = std::mem::take(&mut self.epoch_loss);
-        effects.push(Effect::Publish(Progressed::Epoch(EpochReport {
-            epoch: self.config.spec.schedule.step(self.rounds - 1).epoch,
-            rounds: self.rounds,
-            train_loss: sum / samples as f64,
-            validation_loss,
-        })));
-    }
-
-    fn finish(&mut self, outcome: Outcome, effects: &mut Vec<Effect>) {
-        let reason = match &outcome {
-            Outcome::Completed => format!("all {} rounds are done", self.rounds),
-            Outcome::Stopped(reason) | Outcome::Failed(reason) => reason.clone(),
-        };
-        for (member, _) in self.members.iter() {
-            effects.push(Effect::Send(member, ToMember::Finished(reason.clone())));
-        }
-        self.state = State::Finished;
-        effects.push(Effect::Publish(Progressed::State { state: RunState::Finished { reason } }));
-        effects.push(Effect::Finish(outcome));
     }
 }

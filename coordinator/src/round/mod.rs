@@ -4,10 +4,13 @@
 //! [driver](crate::driver) performs the effects.
 
 mod assign;
+mod edge;
+mod event;
 mod machine;
 mod membership;
 mod work;
 
 pub use assign::Ownership;
-pub use machine::{Effect, Event, Machine, MachineConfig, Outcome, Rejected, ToMember};
+pub use event::{Effect, Event, Outcome, Rejected, ToMember};
+pub use machine::{Machine, MachineConfig};
 pub use membership::{ConnectionId, Member, MemberState};

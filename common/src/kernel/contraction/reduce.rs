@@ -1,0 +1,196 @@
+//! Weight gradients: every weight sums over samples and pixels.
+
+use std::collections::BTreeMap;
+
+use super::{ChannelCounts, PixelRelation, SLACK, index, panels, pixels, push_merged};
+use crate::kernel::elementwise;
+use crate::kernel::isa::Isa;
+use crate::kernel::microkernel::{self, Block, Finish, Row, Run, Start, panel_width, panel_widths};
+use crate::model::Pair;
+
+/// Weights whose taps connect the same rectangle of low pixels.
+#[derive(Debug)]
+struct ReduceGroup {
+    rows: Vec<Row>,
+    /// Of one sample.
+    runs: Vec<Run>,
+}
+
+/// A plan for weight gradients; see the module's documentation.
+#[derive(Debug)]
+pub struct Reduce {
+    isa: Isa,
+    groups: Vec<ReduceGroup>,
+    channels: ChannelCounts,
+    taps: usize,
+    a_step: usize,
+    high_len: usize,
+    low_pixels: usize,
+    /// Whether samples follow each other like pixels, so that a batch is one long run.
+    pointwise: bool,
+    /// Whether some tap connects no pixels at all: no row computes its gradient, which is 0.
+    has_dead_taps: bool,
+}
+
+impl Reduce {
+    /// A plan for any number of samples.
+    pub fn new(isa: Isa, relation: &PixelRelation, channels: ChannelCounts) -> Self {
+        let low_columns = relation.low.columns;
+        let mut by_rectangle: BTreeMap<Rectangle, Vec<usize>> = BTreeMap::new();
+        let mut rectangles: Vec<Option<Rectangle>> = vec![None; relation.taps()];
+        relation.for_each(|_, low, tap| {
+            let (y, x) = (low / low_columns, low % low_columns);
+            rectangles[tap] = Some(Rectangle::around(rectangles[tap], y, x));
+        });
+        let has_dead_taps = rectangles.contains(&None);
+        for (tap, rectangle) in rectangles.into_iter().enumerate() {
+            if let Some(rectangle) = rectangle {
+                by_rectangle.entry(rectangle).or_default().push(tap);
+            }
+        }
+        let high_len = pixels(relation.high) * channels.high;
+        let plan = Self {
+            isa,
+            groups: by_rectangle.iter().map(|(r, taps)| reduce_group(relation, channels, *r, taps)).collect(),
+            channels,
+            taps: relation.taps(),
+            a_step: relation.strides.columns * channels.high,
+            high_len,
+            low_pixels: pixels(relation.low),
+            pointwise: relation.taps() == 1 && relation.high == relation.low && relation.strides == Pair::square(1),
+            has_dead_taps,
+        };
+        for group in &plan.groups {
+            for (row, run) in group.rows.iter().flat_map(|row| group.runs.iter().map(move |run| (row, run))) {
+                let first = row.a as isize + run.a as isize;
+                let last = first + ((run.depth - 1) as usize * plan.a_step) as isize;
+                assert!(first >= 0 && (last as usize) < high_len, "a plan stays inside the high image");
+                assert!((run.b + run.depth) as usize <= plan.low_pixels, "a plan stays inside the low image");
+            }
+        }
+        plan
+    }
+
+    /// Floats of scratch memory that a run over `samples` samples needs.
+    pub fn scratch_len(&self, samples: usize) -> usize {
+        if self.packs_low() { samples * self.low_pixels * panel_widths(self.isa)[0] } else { 0 }
+    }
+
+    /// Whether columns of the low operand are copied together first: far-apart rows would collide in the L1 cache.
+    fn packs_low(&self) -> bool {
+        self.pointwise && self.channels.low > panel_widths(self.isa)[0]
+    }
+
+    /// Adds to `gradient` (taps, high channels, low channels) the sum over samples, low rows and low columns of
+    /// `high * low`, or sets it to that sum. `high` is (samples, high pixels, high channels), `low` (samples, low
+    /// pixels, low channels) followed by at least [`SLACK`] more floats.
+    ///
+    /// # Panics
+    /// When a slice is too short.
+    pub fn run(&self, samples: usize, operands: ReduceOperands<'_>) {
+        let ReduceOperands { high, low, gradient, accumulate, scratch } = operands;
+        let channels = self.channels;
+        assert!(high.len() >= samples * self.high_len, "high operand too short");
+        assert!(low.len() >= samples * self.low_pixels * channels.low + SLACK, "low operand too short, or no slack");
+        assert_eq!(gradient.len(), self.taps * channels.high * channels.low, "gradient of the plan");
+        if !accumulate && (self.has_dead_taps || samples == 0) {
+            gradient.fill(0.0);
+        }
+        if samples == 0 {
+            return;
+        }
+        for panel in panels(self.isa, channels.low, 0) {
+            let (b, b_stride) = if self.packs_low() {
+                let rows = samples * self.low_pixels;
+                let packed = &mut scratch[..rows * panel.width];
+                elementwise::copy_columns(low, channels.low, panel.start, panel.columns, packed, panel.width);
+                (packed.as_ptr(), panel.width)
+            } else {
+                (low[panel.start..].as_ptr(), channels.low)
+            };
+            for group in &self.groups {
+                let whole = [Run { a: 0, b: 0, depth: index(samples * self.low_pixels) }];
+                let (runs, repeats) = if self.pointwise { (&whole[..], 1) } else { (&group.runs[..], samples) };
+                let block = Block {
+                    a: high.as_ptr(),
+                    b,
+                    c: gradient[panel.start..].as_mut_ptr(),
+                    rows: &group.rows,
+                    runs,
+                    repeats,
+                    a_repeat: self.high_len,
+                    b_repeat: self.low_pixels,
+                    a_step: self.a_step,
+                    b_stride,
+                    columns: panel.columns,
+                    start: if accumulate { Start::Accumulate } else { Start::Zero },
+                    finish: Finish::Keep,
+                };
+                debug_assert!(panel_width(self.isa, panel.columns) <= SLACK);
+                // SAFETY: rows and runs were checked against one sample's sizes when the plan was made, and the lengths
+                // above are those of `samples` samples; whole vectors of `low` end within the slack (or within the
+                // packed copy, whose rows are whole vectors); rows and panels of `gradient` do not overlap.
+                unsafe { microkernel::run(self.isa, &block) }
+            }
+        }
+    }
+}
+
+/// What a [`Reduce`] reads and writes; see [`Reduce::run`].
+pub struct ReduceOperands<'a> {
+    /// (samples, high pixels, high channels)
+    pub high: &'a [f32],
+    /// (samples, low pixels, low channels), then [`SLACK`].
+    pub low: &'a [f32],
+    /// (taps, high channels, low channels)
+    pub gradient: &'a mut [f32],
+    /// Whether `gradient` is added to or overwritten.
+    pub accumulate: bool,
+    /// At least [`Reduce::scratch_len`] floats.
+    pub scratch: &'a mut [f32],
+}
+
+/// A rectangle of low pixels: rows and columns, ends excluded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Rectangle {
+    top: usize,
+    bottom: usize,
+    left: usize,
+    right: usize,
+}
+
+impl Rectangle {
+    fn around(known: Option<Self>, y: usize, x: usize) -> Self {
+        let one = Self { top: y, bottom: y + 1, left: x, right: x + 1 };
+        known.map_or(one, |r| Self {
+            top: r.top.min(y),
+            bottom: r.bottom.max(y + 1),
+            left: r.left.min(x),
+            right: r.right.max(x + 1),
+        })
+    }
+}
+
+fn reduce_group(relation: &PixelRelation, channels: ChannelCounts, area: Rectangle, taps: &[usize]) -> ReduceGroup {
+    let (width, columns) = (relation.high.columns, relation.kernel.columns);
+    let rows = taps.iter().flat_map(|&tap| {
+        let place = (tap / columns * width + tap % columns) * channels.high;
+        (0..channels.high).map(move |channel| Row {
+            a: index(place + channel),
+            c: index((tap * channels.high + channel) * channels.low),
+        })
+    });
+    let mut runs = Vec::new();
+    for y in area.top..area.bottom {
+        let high_y = (y * relation.strides.rows) as isize - relation.padding.rows as isize;
+        let high_x = (area.left * relation.strides.columns) as isize - relation.padding.columns as isize;
+        let a = (high_y * width as isize + high_x) * channels.high as isize;
+        let run = Run {
+            a: i32::try_from(a).expect("offsets within a sample fit 32 bits"),
+            b: index(y * relation.low.columns + area.left),
+            depth: index(area.right - area.left),
+        };
+        push_merged(&mut runs, run, relation.strides.columns * channels.high);
+    }
+    ReduceGroup { rows: rows.collect(), runs }
+}

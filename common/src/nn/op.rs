@@ -1,0 +1,51 @@
+//! The steps that a network's passes are made of.
+
+use super::linear::{self, Linear};
+use crate::kernel::contraction::PixelRelation;
+use crate::kernel::pooling::Windows;
+use crate::model::{Activation, LayerSpec, Pair, ResolvedLayer};
+
+/// A step of the passes. Layers that only rename axes are none.
+#[derive(Debug)]
+pub(super) enum Op {
+    Linear(Box<Linear>),
+    MaxPool { windows: Windows, channels: usize },
+    AveragePool { windows: Windows, channels: usize },
+    UpSample { windows: Windows, channels: usize },
+    Activate(Activation),
+}
+
+impl Op {
+    /// The activation that ends the op.
+    pub(super) fn activation(&self) -> Activation {
+        match self {
+            Op::Linear(linear) => linear.activation,
+            Op::Activate(activation) => *activation,
+            _ => Activation::Linear,
+        }
+    }
+}
+
+/// The step of a layer without weights; `None` for a layer that only renames axes.
+pub(super) fn unparametrised(layer: &ResolvedLayer) -> Option<Op> {
+    match &layer.spec {
+        LayerSpec::Activation { activation } => Some(Op::Activate(*activation)),
+        LayerSpec::MaxPool2d(pool) | LayerSpec::AveragePool2d(pool) => {
+            let ((high, channels), (low, _)) = (linear::image(&layer.input)?, linear::image(&layer.output)?);
+            let strides = pool.strides.unwrap_or(pool.pool_size);
+            let relation = PixelRelation::with_padding(high, low, pool.pool_size, strides, pool.padding);
+            let windows = Windows::new(&relation);
+            Some(match layer.spec {
+                LayerSpec::MaxPool2d(_) => Op::MaxPool { windows, channels },
+                _ => Op::AveragePool { windows, channels },
+            })
+        }
+        LayerSpec::UpSampling2d { size } => {
+            let ((low, channels), (high, _)) = (linear::image(&layer.input)?, linear::image(&layer.output)?);
+            let padding = Pair::square(0);
+            let relation = PixelRelation { high, low, kernel: *size, strides: *size, padding };
+            Some(Op::UpSample { windows: Windows::new(&relation), channels })
+        }
+        _ => None,
+    }
+}

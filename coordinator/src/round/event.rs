@@ -1,0 +1,129 @@
+//! What the machine is told, what it wants done, and what it refuses to hear.
+
+use lockstep_common::hash::Digest;
+use lockstep_common::ledger::Record;
+use lockstep_common::progress::Event as Progressed;
+use lockstep_common::protocol::{JoinRequest, KeepList, MemberId, NodeReport, Refusal, ShardRef, Work};
+use lockstep_common::reduce::NodeId;
+
+use super::membership::ConnectionId;
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A worker asks to be admitted.
+    Join {
+        /// Where the answer goes.
+        connection: ConnectionId,
+        /// Who asks.
+        request: JoinRequest,
+    },
+    /// A member gave a sign of life.
+    Heartbeat(MemberId),
+    /// A member has cached a shard, as the list with this number asked.
+    Cached(MemberId, u32, ShardRef),
+    /// A member has computed a node and is about to send its gradient (or has none to send, for an evaluation).
+    Announced(MemberId, NodeReport),
+    /// The last part of an announced node's gradient is there.
+    Arrived {
+        /// Who sent it.
+        member: MemberId,
+        /// What it belongs to.
+        work: Work,
+        /// Which node.
+        node: NodeId,
+    },
+    /// A member wants to leave when its work is handed over.
+    Drain(MemberId),
+    /// A member is gone, or cannot go on.
+    Lost(MemberId, String),
+    /// The gradient of a round is summed and the optimizer step is taken.
+    Reduced {
+        /// Which round.
+        round: u64,
+        /// Euclidean norm of the mean gradient.
+        gradient_norm: f64,
+        /// Digest of the new parameters.
+        parameters: Digest,
+    },
+    /// Time has passed.
+    Tick,
+    /// The run is to end now.
+    Stop(String),
+}
+
+/// Something to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Answer a join with a welcome.
+    Admit(ConnectionId, MemberId),
+    /// Answer a join with a refusal.
+    Refuse(ConnectionId, Refusal),
+    /// Tell a member something.
+    Send(MemberId, ToMember),
+    /// Forget a member's connection, after what was sent to it is delivered.
+    Close(MemberId),
+    /// Start summing a round.
+    Begin {
+        /// Which round.
+        round: u64,
+        /// Samples in its global batch.
+        samples: u32,
+    },
+    /// Take the parts of a node's gradient when they come.
+    Expect(MemberId, NodeId),
+    /// Append a round to the ledger.
+    Record(Record),
+    /// Tell the outside world.
+    Publish(Progressed),
+    /// The run has ended.
+    Finish(Outcome),
+}
+
+/// What members are told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToMember {
+    /// Have these shards.
+    Keep(KeepList),
+    /// A whole version of the parameters; those of later rounds follow as they are made.
+    Parameters(u64),
+    /// Compute leaves; each with whether its samples must be sent along.
+    Assign(Work, Vec<(u32, bool)>),
+    /// You are out.
+    Evicted(String),
+    /// The run, or your part in it, has ended.
+    Finished(String),
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All rounds are done.
+    Completed,
+    /// It was told to stop.
+    Stopped(String),
+    /// It cannot go on.
+    Failed(String),
+}
+
+/// An event that cannot be in the state at hand. The state is unchanged.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// The sender was evicted, has left, or never was a member.
+    #[error("{0} is not a member")]
+    NotAMember(MemberId),
+    /// It belongs to a work that is not under way.
+    #[error("{got} is not under way ({current})")]
+    Stale {
+        /// What it belongs to.
+        got: Work,
+        /// What is under way.
+        current: String,
+    },
+    /// The node was not announced, or was credited already.
+    #[error("node {0} is not awaited from {1}")]
+    Unexpected(NodeId, MemberId),
+    /// The run has ended.
+    #[error("the run has ended")]
+    Finished,
+}
