@@ -74,7 +74,10 @@ pub(crate) struct RunArgs {
     init_from: Option<PathBuf>,
     /// Wait for so many workers before a round
     #[arg(long, value_name = "N")]
-    pub(crate) min_workers: Option<u32>,
+    min_workers: Option<u32>,
+    /// Wait for so many workers before the first round
+    #[arg(long, value_name = "N")]
+    pub(crate) start_workers: Option<u32>,
     /// Set any key of the configuration, such as optimizer.beta_2=0.99
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -156,6 +159,7 @@ impl RunArgs {
         put(&mut config.shards, &self.shards);
         put(&mut config.optimizer.learning_rate, &self.learning_rate);
         put(&mut config.cluster.min_workers, &self.min_workers);
+        put(&mut config.cluster.start_workers, &self.start_workers);
         config.max_rounds = self.max_rounds.or(config.max_rounds);
         config.name = self.name.clone().or_else(|| config.name.clone());
         config.data.validation = self.validation.clone().or_else(|| config.data.validation.clone());

@@ -43,8 +43,8 @@ pub(crate) struct TrainArgs {
 /// Runs the command.
 pub(crate) fn run(mut args: TrainArgs) -> anyhow::Result<()> {
     if let Some(workers) = args.workers {
-        // With worker processes, wait for all of them, so that none sits idle in the first rounds.
-        args.run.min_workers.get_or_insert(workers.max(1) as u32);
+        // They start together; if one is lost later, the others go on.
+        args.run.start_workers = Some(workers.max(1) as u32);
     }
     let isa = args.compute.simd;
     let compute = Compute { isa, threads: args.compute.threads(args.workers.unwrap_or(1)) };
@@ -61,8 +61,8 @@ pub(crate) fn run(mut args: TrainArgs) -> anyhow::Result<()> {
 fn announce(prepared: &Prepared, compute: &Compute, workers: Option<usize>) {
     let spec = &prepared.spec;
     let how = match workers {
-        None => format!("one worker in this process, {} threads", compute.threads),
-        Some(workers) => format!("{workers} worker processes, {} threads each", compute.threads),
+        None => format!("one worker in this process, {}", threads(compute.threads)),
+        Some(workers) => format!("{workers} worker processes with {} each", threads(compute.threads)),
     };
     eprintln!(
         "training {} ({} parameters) on {} samples of {}: {how}, {}",
@@ -72,6 +72,10 @@ fn announce(prepared: &Prepared, compute: &Compute, workers: Option<usize>) {
         prepared.training.name(),
         compute.isa,
     );
+}
+
+fn threads(count: usize) -> String {
+    if count == 1 { "1 thread".to_owned() } else { format!("{count} threads") }
 }
 
 async fn train(prepared: &Prepared, compute: Compute, workers: Option<usize>, form: Form) -> anyhow::Result<RunResult> {

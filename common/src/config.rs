@@ -119,6 +119,8 @@ impl Default for DataConfig {
 pub struct ClusterConfig {
     /// A run waits while it has fewer workers.
     pub min_workers: u32,
+    /// The first round waits for so many workers, so that those that are expected start together.
+    pub start_workers: u32,
     /// How often a worker gives a sign of life, in milliseconds.
     pub heartbeat_interval_ms: u64,
     /// A worker that was silent for so long is evicted, in milliseconds.
@@ -127,7 +129,7 @@ pub struct ClusterConfig {
 
 impl Default for ClusterConfig {
     fn default() -> Self {
-        Self { min_workers: 1, heartbeat_interval_ms: 500, lease_timeout_ms: 3000 }
+        Self { min_workers: 1, start_workers: 1, heartbeat_interval_ms: 500, lease_timeout_ms: 3000 }
     }
 }
 
@@ -257,6 +259,9 @@ impl RunConfig {
                 cluster.min_workers, self.shards
             ));
         }
+        if cluster.start_workers == 0 {
+            return refuse("start_workers is 0; it must be at least 1".to_owned());
+        }
         if cluster.heartbeat_interval_ms == 0 || cluster.lease_timeout_ms < 2 * cluster.heartbeat_interval_ms {
             return refuse(format!(
                 "lease_timeout_ms is {}, heartbeat_interval_ms is {}; the lease must last at least two heartbeats, each at least 1 ms",
@@ -279,6 +284,7 @@ impl RunConfig {
             loss: self.loss,
             optimizer: self.optimizer,
             min_workers: cluster.min_workers,
+            start_workers: cluster.start_workers.max(cluster.min_workers),
             heartbeat_interval: Duration::from_millis(cluster.heartbeat_interval_ms),
             lease_timeout: Duration::from_millis(cluster.lease_timeout_ms),
         })
@@ -358,6 +364,8 @@ pub struct RunSpec {
     pub optimizer: Adam,
     /// Workers needed for a round.
     pub min_workers: u32,
+    /// Workers needed for the first round; at least as many.
+    pub start_workers: u32,
     /// How often a worker gives a sign of life.
     pub heartbeat_interval: Duration,
     /// A worker that was silent for so long is evicted.

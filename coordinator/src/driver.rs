@@ -10,7 +10,7 @@ use lockstep_common::progress::{Event as Progressed, RunState, RunStatus, TimedE
 use lockstep_common::protocol::{Assignment, FromWorker, LeafTask, MemberId, Refusal, ToWorker, Welcome, Work, chunks};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use crate::aggregate::{FromAggregator, ToAggregator};
 use crate::expected::ExpectedSamples;
@@ -81,12 +81,13 @@ impl Driver {
             tokio::select! {
                 biased;
                 reason = &mut shutdown => self.step(Event::Stop(reason)).await,
-                Some(report) = reports.recv() => self.aggregated(report).await,
-                Some(message) = inbound.recv() => self.received(message).await,
+                // Before the messages: however many there are, leases expire in time.
                 _ = tick.tick() => {
                     self.step(Event::Tick).await;
                     self.show_workers();
                 }
+                Some(report) = reports.recv() => self.aggregated(report).await,
+                Some(message) = inbound.recv() => self.received(message).await,
             }
             if let Some(outcome) = self.outcome.take() {
                 return self.finish(outcome);
@@ -241,9 +242,9 @@ impl Driver {
     fn publish(&mut self, event: Progressed) {
         match &event {
             Progressed::Joined { member, name } => info!("{member} joined: {name}"),
-            Progressed::Left { member, reason } => warn!("{member} left: {reason}"),
+            Progressed::Left { member, reason } => info!("{member} left: {reason}"),
             Progressed::State { state: RunState::Waiting { reason } } => info!("waiting: {reason}"),
-            Progressed::Notice { message } => warn!("{message}"),
+            Progressed::Notice { message } => info!("{message}"),
             _ => {}
         }
         let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64);

@@ -133,23 +133,20 @@ pub fn verdict(status: &Status) -> Verdict {
     }
 }
 
-/// A status for people: the refusal, or the code and the message with what caused it.
+/// A status for people: the refusal, or the message (the code's meaning if there is none) and what first caused it.
 pub fn describe(status: &Status) -> String {
     if let Some(refusal) = Refusal::of(status) {
         return refusal.to_string();
     }
-    let mut words = status.code().description().to_owned();
-    let mut add = |part: &str| {
-        if !part.is_empty() && !words.contains(part) {
-            words.push_str(": ");
-            words.push_str(part);
-        }
-    };
-    add(status.message());
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        add(&error.to_string());
-        source = error.source();
+    let message = status.message();
+    let mut words = if message.is_empty() { status.code().description() } else { message }.to_owned();
+    let mut causes = std::iter::successors(std::error::Error::source(status), |error| error.source());
+    // The layers between say the same again, with their types' names.
+    if let Some(first) = causes.by_ref().last().map(ToString::to_string)
+        && !words.contains(&first)
+    {
+        words.push_str(": ");
+        words.push_str(&first);
     }
     text(clip(words, MAX_REFUSAL_TEXT_BYTES)).unwrap_or_default()
 }

@@ -101,12 +101,17 @@ pub async fn run(
     let mut searching_since = Instant::now();
     let mut pause = FIRST_PAUSE;
     loop {
+        let tried_at = Instant::now();
         let attempt = take_part(&endpoint, &request, options.compute, drain.clone(), say).await?;
         let last = match attempt {
             Attempt::Over(SessionEnd::Finished(reason)) => return Ok(reason),
             Attempt::Over(SessionEnd::Evicted(reason)) => {
                 say(&format!("evicted: {reason}; joining again"));
-                (searching_since, pause) = (Instant::now(), FIRST_PAUSE);
+                searching_since = Instant::now();
+                // A worker that is put out again and again must not keep the coordinator busy.
+                if tried_at.elapsed() > 5 * LONGEST_PAUSE {
+                    pause = FIRST_PAUSE;
+                }
                 reason
             }
             Attempt::Over(SessionEnd::Lost(reason)) => {

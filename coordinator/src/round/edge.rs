@@ -74,7 +74,8 @@ impl Machine {
             return self.finish(Outcome::Completed, effects);
         };
         self.release_drained(effects);
-        let needed = self.config.spec.min_workers;
+        let spec = &self.config.spec;
+        let needed = if self.rounds == 0 { spec.start_workers } else { spec.min_workers };
         if self.members.len() < needed {
             self.state = State::Waiting;
             let reason = format!("{work} needs {needed} workers, {} are here", self.members.len());

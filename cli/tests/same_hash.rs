@@ -1,0 +1,52 @@
+//! One run, computed in many ways: the trained parameters have one hash.
+
+mod support;
+
+use support::{CONV, DENSE, Place, hash};
+
+/// Rounds of every run here.
+const ROUNDS: u32 = 5;
+
+/// Scenario: a model is trained in one process, by 1 to 8 worker processes, with 1 and 2 threads, and on every
+/// instruction set that this machine has. Property: `params_sha256` is the same each time.
+fn check(model: &str) {
+    let place = Place::with_model(model);
+    let expected = hash(&place.train("in-process", ROUNDS, &[]));
+    let same = |name: &str, more: &[&str]| {
+        let summary = place.train(name, ROUNDS, more);
+        assert_eq!(hash(&summary), expected, "{more:?} changed the result");
+        summary
+    };
+    for workers in ["1", "2", "3", "5", "8"] {
+        let summary = same(&format!("{workers}-workers"), &["--workers", workers]);
+        assert_eq!(summary["workers_seen"].to_string(), workers);
+    }
+    for threads in ["1", "2"] {
+        same(&format!("{threads}-threads"), &["--threads", threads]);
+    }
+    for simd in instruction_sets(&place) {
+        same(&simd, &["--simd", &simd]);
+        same(&format!("{simd}-2-workers"), &["--simd", &simd, "--workers", "2"]);
+    }
+    let other = place.train("other-seed", ROUNDS, &["--seed", "8"]);
+    assert_ne!(hash(&other), expected, "the hash says nothing if the seed does not matter");
+}
+
+/// What this machine has, by its own words.
+fn instruction_sets(place: &Place) -> Vec<String> {
+    let refused = place.run(&["train", "--simd", "none-such"]).expect_code(2).stderr;
+    let listed = refused.trim().rsplit("this machine has: ").next().expect("a list");
+    let sets: Vec<String> = listed.split(", ").map(str::to_owned).collect();
+    assert!(sets.contains(&"scalar".to_owned()), "{refused}");
+    sets
+}
+
+#[test]
+fn a_dense_model_has_one_hash() {
+    check(DENSE);
+}
+
+#[test]
+fn a_convolutional_model_has_one_hash() {
+    check(CONV);
+}
