@@ -77,7 +77,7 @@ pub(crate) struct RunArgs {
     min_workers: Option<u32>,
     /// Wait for so many workers before the first round
     #[arg(long, value_name = "N")]
-    pub(crate) start_workers: Option<u32>,
+    start_workers: Option<u32>,
     /// Set any key of the configuration, such as optimizer.beta_2=0.99
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,

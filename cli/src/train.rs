@@ -41,14 +41,14 @@ pub(crate) struct TrainArgs {
 }
 
 /// Runs the command.
-pub(crate) fn run(mut args: TrainArgs) -> anyhow::Result<()> {
-    if let Some(workers) = args.workers {
-        // They start together; if one is lost later, the others go on.
-        args.run.start_workers = Some(workers.max(1) as u32);
-    }
+pub(crate) fn run(args: TrainArgs) -> anyhow::Result<()> {
     let isa = args.compute.simd;
     let compute = Compute { isa, threads: args.compute.threads(args.workers.unwrap_or(1)) };
-    let prepared = args.run.prepare()?;
+    let mut prepared = args.run.prepare()?;
+    // Only this machine's workers can come. They start together; if one is lost later, the others go on.
+    let workers = args.workers.unwrap_or(1).max(1) as u32;
+    prepared.spec.start_workers = workers;
+    prepared.spec.min_workers = prepared.spec.min_workers.min(workers);
     prepared.create_directory()?;
     let form = Form::choose(args.json);
     if form != Form::Json {
@@ -129,6 +129,9 @@ fn finish(prepared: &Prepared, result: &RunResult, isa: Isa, form: Form) -> anyh
     if form == Form::Json {
         println!("{}", serde_json::to_string(&summary)?);
     }
+    if let Outcome::Failed(reason) = &result.outcome {
+        anyhow::bail!("{reason}");
+    }
     let part = if prepared.validation.is_some() { Part::Validation } else { Part::Train };
     let samples = Samples::new(prepared.training.clone(), prepared.validation.clone(), part);
     let trained = TrainedModel::load(&directory.join(MODEL_FILE))?;
@@ -148,16 +151,14 @@ fn finish(prepared: &Prepared, result: &RunResult, isa: Isa, form: Form) -> anyh
         }
         println!("proof            lockstep audit {}", directory.display());
     }
-    match &result.outcome {
-        Outcome::Completed => Ok(()),
-        Outcome::Stopped(reason) => anyhow::bail!(
-            "stopped after {} of {} rounds: {reason}; the model so far is in {}",
-            result.rounds,
-            prepared.spec.total_rounds(),
+    if let Outcome::Stopped(reason) = &result.outcome {
+        let (rounds, total) = (result.rounds, prepared.spec.total_rounds());
+        anyhow::bail!(
+            "stopped after {rounds} of {total} rounds: {reason}; the model so far is in {}",
             directory.display()
-        ),
-        Outcome::Failed(reason) => anyhow::bail!("{reason}"),
+        );
     }
+    Ok(())
 }
 
 fn print_summary(prepared: &Prepared, summary: &Summary, samples: &Samples) {

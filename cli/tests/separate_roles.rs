@@ -74,7 +74,7 @@ fn a_worker_killed_at_any_moment_changes_no_bit() {
     const LONG: u32 = 100;
     let place = Place::with_model(DENSE);
     let expected = expected_hash(&place, LONG);
-    let (mut coordinator, url) = place.coordinator("run", LONG, &["--set", "cluster.min_workers=2"]);
+    let (mut coordinator, url) = place.coordinator("run", LONG, &["--min-workers", "2"]);
     let doomed = place.worker(&url, "doomed");
     coordinator.wait_for_line("joined: doomed");
     let others = ["a", "b"].map(|name| place.worker(&url, name));

@@ -87,8 +87,10 @@ pub struct Record {
     /// Samples used.
     pub samples: u32,
     /// Mean loss over them.
+    #[serde(deserialize_with = "crate::json_float::or_nan")]
     pub loss: f64,
     /// Euclidean norm of the mean gradient.
+    #[serde(deserialize_with = "crate::json_float::or_nan")]
     pub gradient_norm: f64,
     /// Digest of the parameters that the round made.
     pub parameters: Digest,

@@ -10,6 +10,7 @@ pub mod files;
 pub mod fingerprint;
 pub mod hash;
 pub mod image_grid;
+mod json_float;
 pub mod kernel;
 pub mod ledger;
 pub mod model;

@@ -17,8 +17,10 @@ pub struct RoundReport {
     /// Number of the round in its epoch, from 0.
     pub batch: u32,
     /// Mean loss over the round's samples.
+    #[serde(deserialize_with = "crate::json_float::or_nan")]
     pub loss: f64,
     /// Euclidean norm of the mean gradient.
+    #[serde(deserialize_with = "crate::json_float::or_nan")]
     pub gradient_norm: f64,
     /// Number of samples.
     pub samples: u32,
@@ -42,6 +44,7 @@ pub struct EpochReport {
     /// Rounds completed in the run.
     pub rounds: u64,
     /// Mean loss over the epoch's samples, each measured when it was used.
+    #[serde(deserialize_with = "crate::json_float::or_nan")]
     pub train_loss: f64,
     /// Mean loss on the validation set after the epoch, if there is one.
     pub validation_loss: Option<f64>,

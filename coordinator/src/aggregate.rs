@@ -298,15 +298,17 @@ impl Aggregator {
 
     /// All chunks are updated: the next version becomes the current one.
     fn commit(&mut self) -> Result<(), Closed> {
-        let Some(round) = self.round.take() else { return Ok(()) };
+        let Some(round) = &self.round else { return Ok(()) };
+        // The round stays: parts of nodes that are in the sum already are still awaited, and reported when they are whole.
+        let (number, samples) = (round.number, round.samples);
         let sum_of_squares: f64 = self.results.iter().fold(0.0, |sum, result| sum + result.sum_of_squares);
         let made = Arc::new(std::mem::take(&mut self.next));
         let old = std::mem::replace(&mut self.parameters, made);
         self.retired.push(old);
         self.next = self.buffer_for_next();
         self.send(FromAggregator::Reduced {
-            round: round.number,
-            gradient_norm: sum_of_squares.sqrt() / f64::from(round.samples),
+            round: number,
+            gradient_norm: sum_of_squares.sqrt() / f64::from(samples),
             digest: combine_chunk_digests(self.results.iter().map(|result| result.digest)),
             parameters: self.parameters.clone(),
         })

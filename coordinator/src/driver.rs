@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lockstep_common::config::RunSpec;
+use lockstep_common::ledger::Record;
 use lockstep_common::placement::PlacedData;
 use lockstep_common::progress::{Event as Progressed, RunState, RunStatus, TimedEvent, WorkerStatus};
 use lockstep_common::protocol::{Assignment, FromWorker, LeafTask, MemberId, Refusal, ToWorker, Welcome, Work, chunks};
@@ -51,6 +52,8 @@ pub(crate) struct Driver {
     pub(crate) hub: Arc<Hub>,
     /// The parameters after the last committed round.
     pub(crate) parameters: Arc<Vec<f32>>,
+    /// The parameters that a round has made and that become current with its commit.
+    pub(crate) made: Option<Arc<Vec<f32>>>,
     pub(crate) expected: ExpectedSamples,
     pub(crate) started: Instant,
     pub(crate) links: BTreeMap<MemberId, Box<dyn Link>>,
@@ -85,6 +88,9 @@ impl Driver {
                 _ = tick.tick() => {
                     self.step(Event::Tick).await;
                     self.show_workers();
+                    for message in self.journal.problems() {
+                        self.publish(Progressed::Notice { message });
+                    }
                 }
                 Some(report) = reports.recv() => self.aggregated(report).await,
                 Some(message) = inbound.recv() => self.received(message).await,
@@ -133,15 +139,14 @@ impl Driver {
                 }
             }
             FromAggregator::Reduced { round, gradient_norm, digest, parameters } => {
-                self.parameters = parameters;
-                self.last_commit = Some(Instant::now());
                 let receivers: Vec<MemberId> = self.machine.receivers().collect();
                 for member in receivers {
                     if self.links.get(&member).is_some_and(|link| link.shares_memory()) {
-                        let values = self.parameters.clone();
+                        let values = parameters.clone();
                         self.send(member, ToWorker::Parameters { version: round + 1, values }).await;
                     }
                 }
+                self.made = Some(parameters);
                 self.step(Event::Reduced { round, gradient_norm, parameters: digest }).await;
             }
             FromAggregator::Violation { member, reason } => self.step(Event::Lost(member, reason)).await,
@@ -180,10 +185,18 @@ impl Driver {
                 self.aggregate(ToAggregator::Begin { round, samples }).await;
             }
             Effect::Expect(member, node) => self.aggregate(ToAggregator::Expect(member, node)).await,
-            Effect::Record(record) => self.journal.record(&record),
+            Effect::Record(record) => self.commit(&record),
             Effect::Publish(event) => self.publish(event),
             Effect::Finish(outcome) => self.outcome = Some(outcome),
         }
+    }
+
+    fn commit(&mut self, record: &Record) {
+        if let Some(made) = self.made.take() {
+            self.parameters = made;
+        }
+        self.last_commit = Some(Instant::now());
+        self.journal.record(record);
     }
 
     fn admit(&mut self, connection: ConnectionId, member: MemberId) {

@@ -6,7 +6,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lockstep_common::ledger::{Chain, Header, Record};
 use lockstep_common::progress::TimedEvent;
@@ -31,6 +31,7 @@ enum Line {
 /// Writes a run's ledger and events.
 pub struct Journal {
     lines: mpsc::SyncSender<Line>,
+    problems: mpsc::Receiver<String>,
     writer: JoinHandle<()>,
 }
 
@@ -46,10 +47,11 @@ impl Journal {
         ledger.file.write_all(b"\n")?;
         let events = Sink::create(directory.join(EVENTS_FILE))?;
         let (lines, queue) = mpsc::sync_channel(QUEUE_DEPTH);
+        let (report, problems) = mpsc::channel();
         let writer = std::thread::Builder::new()
             .name("journal".to_owned())
-            .spawn(move || Writer { chain, ledger, events }.run(&queue))?;
-        Ok(Self { lines, writer })
+            .spawn(move || Writer { chain, ledger, events, report, flushed: Instant::now() }.run(&queue))?;
+        Ok(Self { lines, problems, writer })
     }
 
     /// Appends a round to the ledger. Waits only if the disk is minutes behind.
@@ -60,6 +62,11 @@ impl Journal {
     /// Appends an event.
     pub fn event(&self, event: &TimedEvent) {
         self.append(Line::Event(Box::new(event.clone())));
+    }
+
+    /// What went wrong since the last call, for people.
+    pub fn problems(&self) -> Vec<String> {
+        self.problems.try_iter().collect()
     }
 
     fn append(&self, line: Line) {
@@ -90,21 +97,11 @@ impl Sink {
         Ok(Self { path, file: BufWriter::new(file), failing: false })
     }
 
-    fn line(&mut self, text: &str) {
-        let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.write_all(b"\n"));
-        self.note(written);
-    }
-
-    fn flush(&mut self) {
-        let flushed = self.file.flush();
-        self.note(flushed);
-    }
-
-    fn note(&mut self, result: io::Result<()>) {
-        if let (Err(error), false) = (&result, self.failing) {
-            error!("cannot write {}: {error}; training goes on, the file is incomplete", self.path.display());
-        }
-        self.failing = result.is_err();
+    /// Takes the outcome of a write; a new problem in words.
+    fn note(&mut self, result: io::Result<()>) -> Option<String> {
+        let new = !std::mem::replace(&mut self.failing, result.is_err());
+        let error = result.err().filter(|_| new)?;
+        Some(format!("cannot write {}: {error}; training goes on, the file is incomplete", self.path.display()))
     }
 }
 
@@ -112,31 +109,52 @@ struct Writer {
     chain: Chain,
     ledger: Sink,
     events: Sink,
+    report: mpsc::Sender<String>,
+    flushed: Instant,
 }
 
 impl Writer {
     fn run(mut self, queue: &mpsc::Receiver<Line>) {
         loop {
-            match queue.recv_timeout(FLUSH_INTERVAL) {
-                Ok(Line::Record(record)) => {
-                    let line = self.chain.line(&record);
-                    self.ledger.line(&line);
-                }
-                Ok(Line::Event(event)) => match serde_json::to_string(&*event) {
-                    Ok(line) => self.events.line(&line),
-                    Err(error) => error!("an event has no JSON form: {error}"),
-                },
-                Err(mpsc::RecvTimeoutError::Timeout) => {
-                    self.ledger.flush();
-                    self.events.flush();
-                }
+            let wait = FLUSH_INTERVAL.saturating_sub(self.flushed.elapsed());
+            match queue.recv_timeout(wait) {
+                Ok(line) => self.line(&line),
+                Err(mpsc::RecvTimeoutError::Timeout) => self.flush(),
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
             }
         }
+        self.flush();
         for sink in [&mut self.ledger, &mut self.events] {
-            sink.flush();
             let synced = sink.file.get_ref().sync_all();
-            sink.note(synced);
+            sink.note(synced).into_iter().for_each(|problem| error!("{problem}"));
         }
+    }
+
+    fn line(&mut self, line: &Line) {
+        let (sink, text) = match line {
+            Line::Record(record) => (&mut self.ledger, Ok(self.chain.line(record))),
+            Line::Event(event) => (&mut self.events, serde_json::to_string(&**event)),
+        };
+        // One write for the whole line: whoever follows the file never sees a part of one.
+        let written =
+            text.map_err(io::Error::other).and_then(|text| sink.file.write_all(format!("{text}\n").as_bytes()));
+        let problem = sink.note(written);
+        self.tell(problem);
+        if self.flushed.elapsed() >= FLUSH_INTERVAL {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        self.flushed = Instant::now();
+        for sink in [&mut self.ledger, &mut self.events] {
+            let flushed = sink.file.flush();
+            // Nobody listens any more when the run is over.
+            sink.note(flushed).into_iter().for_each(|problem| drop(self.report.send(problem)));
+        }
+    }
+
+    fn tell(&self, problem: Option<String>) {
+        problem.into_iter().for_each(|problem| drop(self.report.send(problem)));
     }
 }

@@ -10,6 +10,7 @@ use lockstep_common::model_file::{ModelFileError, TrainedModel};
 use serde::{Deserialize, Serialize};
 
 use crate::driver::RunResult;
+use crate::round::Outcome;
 
 /// Name of the resolved configuration in a run's directory.
 pub const CONFIG_FILE: &str = "run.toml";
@@ -73,18 +74,21 @@ pub enum OutputError {
     },
 }
 
-/// Writes the model and the summary of a run that has ended.
+/// Writes the model and the summary of a run that has ended. A run that failed leaves no model: its parameters are what
+/// it failed with.
 ///
 /// # Errors
 /// [`OutputError`] when a file cannot be written.
 pub fn write(directory: &Path, spec: &RunSpec, result: &RunResult) -> Result<Summary, OutputError> {
-    let model = TrainedModel {
-        model: spec.model.clone(),
-        parameters: result.parameters.to_vec(),
-        loss: spec.loss.name().to_owned(),
-        rounds: result.rounds,
-    };
-    model.save(&directory.join(MODEL_FILE))?;
+    if !matches!(result.outcome, Outcome::Failed(_)) {
+        let model = TrainedModel {
+            model: spec.model.clone(),
+            parameters: result.parameters.to_vec(),
+            loss: spec.loss.name().to_owned(),
+            rounds: result.rounds,
+        };
+        model.save(&directory.join(MODEL_FILE))?;
+    }
     let summary = summarise(spec, result);
     let path = directory.join(SUMMARY_FILE);
     let json = serde_json::to_string_pretty(&summary).map_err(io::Error::other);
@@ -94,7 +98,6 @@ pub fn write(directory: &Path, spec: &RunSpec, result: &RunResult) -> Result<Sum
 }
 
 fn summarise(spec: &RunSpec, result: &RunResult) -> Summary {
-    use crate::round::Outcome;
     let wall_seconds = result.training_time.as_secs_f64();
     let status = &result.status;
     Summary {

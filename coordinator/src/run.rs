@@ -101,6 +101,7 @@ impl Coordinator {
             journal,
             hub,
             parameters,
+            made: None,
             expected: ExpectedSamples::new(spec.schedule, spec.validation_samples),
             started: Instant::now(),
             links: BTreeMap::new(),

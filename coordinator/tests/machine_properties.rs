@@ -36,13 +36,26 @@ fn spec(samples: u32, validation_samples: u32, batch_size: u32, shards: u32, min
     config.resolve(model::preset("conv").unwrap(), &data).unwrap()
 }
 
+/// Chunks of a gradient in this test.
+const CHUNKS: usize = 3;
+
 /// What a member has been told and has not answered.
 #[derive(Default)]
 struct Worker {
     tasks: Vec<(Work, NodeId)>,
-    announced: Vec<(Work, NodeId)>,
+    announced: Vec<Upload>,
     version: Option<u64>,
     silent: bool,
+}
+
+/// A node on its way, last chunk first.
+#[derive(Clone)]
+struct Upload {
+    member: MemberId,
+    round: u64,
+    node: NodeId,
+    /// How many chunks are still to come.
+    left: usize,
 }
 
 /// A world around the machine: what workers would do, under the control of a stream of random numbers.
@@ -56,8 +69,10 @@ struct World {
     processes: u64,
     workers: BTreeMap<MemberId, Worker>,
     joining: BTreeMap<ConnectionId, u64>,
-    /// The aggregator: which nodes of the round at hand are there.
-    sum: Option<(u64, Reduction<()>)>,
+    /// The aggregator: which nodes of the round at hand are there, chunk by chunk.
+    sums: Option<(u64, Vec<Reduction<()>>)>,
+    /// What lost members had sent, and the aggregator has not taken yet.
+    orphans: Vec<Upload>,
     reduced: Option<u64>,
     records: Vec<Record>,
     epochs: Vec<(f64, Option<f64>)>,
@@ -84,7 +99,8 @@ impl World {
             processes: 0,
             workers: BTreeMap::new(),
             joining: BTreeMap::new(),
-            sum: None,
+            sums: None,
+            orphans: Vec::new(),
             reduced: None,
             records: Vec::new(),
             epochs: Vec::new(),
@@ -112,16 +128,19 @@ impl World {
                 assert!(self.outcome.is_some(), "{refusal}");
             }
             Effect::Send(member, message) => self.deliver(member, message),
-            Effect::Close(member) => drop(self.workers.remove(&member)),
+            Effect::Close(member) => {
+                let worker = self.workers.remove(&member).into_iter();
+                self.orphans.extend(worker.flat_map(|worker| worker.announced));
+            }
             Effect::Begin { round, samples } => {
                 assert_eq!(round, self.records.len() as u64, "rounds begin in order");
                 assert!(samples > 0);
-                self.sum = Some((round, Reduction::new(self.spec.schedule.tree)));
+                self.sums = Some((round, vec![Reduction::new(self.spec.schedule.tree); CHUNKS]));
             }
             Effect::Expect(member, node) => {
-                let (round, _) = self.sum.as_ref().expect("a round was begun");
-                let work = Work::Gradient { round: *round };
-                self.workers.get_mut(&member).expect("a member").announced.push((work, node));
+                let (round, _) = self.sums.as_ref().expect("a round was begun");
+                let upload = Upload { member, round: *round, node, left: CHUNKS };
+                self.workers.get_mut(&member).expect("a member").announced.push(upload);
             }
             Effect::Record(record) => {
                 assert_eq!(record.round, self.records.len() as u64, "each round is committed once, in order");
@@ -230,7 +249,7 @@ impl World {
                     }
                     // The aggregator reports an arrival only once, for the round at hand.
                     Some(Event::Arrived { work, .. })
-                        if self.sum.as_ref().is_some_and(|(r, _)| work.version() == *r) => {}
+                        if self.sums.as_ref().is_some_and(|(r, _)| work.version() == *r) => {}
                     Some(event) => self.step(event),
                 }
             }
@@ -240,24 +259,44 @@ impl World {
 
     /// A member takes a step of its work.
     fn work(&mut self) {
+        // What a lost member had sent is taken some time, or was lost with it.
+        if !self.orphans.is_empty() && self.random.below(4) == 0 {
+            let at = self.random.below(self.orphans.len() as u32) as usize;
+            let upload = self.orphans.swap_remove(at);
+            return match self.random.below(4) {
+                0 => {}
+                _ => self.deliver_chunk(upload).into_iter().for_each(|rest| self.orphans.push(rest)),
+            };
+        }
         let Some(member) = self.pick() else { return };
         let worker = self.workers.get_mut(&member).unwrap();
-        if let Some((work, node)) = worker.announced.pop() {
-            let Some((round, sum)) = &mut self.sum else { return };
-            if work != (Work::Gradient { round: *round }) {
-                return;
-            }
-            sum.insert(node, (), |(), ()| ());
-            let complete = sum.take_root().is_some();
-            let round = *round;
-            self.step(Event::Arrived { member, work, node });
-            if complete {
-                self.reduced = Some(round);
+        if let Some(upload) = worker.announced.pop() {
+            let rest = self.deliver_chunk(upload);
+            if let Some(worker) = self.workers.get_mut(&member) {
+                worker.announced.extend(rest);
             }
         } else if let Some((work, node)) = worker.tasks.pop() {
             let report = self.report(work, node);
             self.step(Event::Announced(member, report));
         }
+    }
+
+    /// The aggregator takes a chunk of a node. Gives what is left of the node.
+    fn deliver_chunk(&mut self, mut upload: Upload) -> Option<Upload> {
+        let (round, sums) = self.sums.as_mut().filter(|(round, _)| *round == upload.round)?;
+        upload.left -= 1;
+        let before = sums.iter().all(|sum| sum.root().is_some());
+        sums[upload.left].insert(upload.node, (), |(), ()| ());
+        let complete = !before && sums.iter().all(|sum| sum.root().is_some());
+        let round = *round;
+        if upload.left == 0 {
+            let Upload { member, node, .. } = upload;
+            self.step(Event::Arrived { member, work: Work::Gradient { round }, node });
+        }
+        if complete {
+            self.reduced = Some(round);
+        }
+        (upload.left > 0).then_some(upload)
     }
 
     fn run(mut self) -> Self {

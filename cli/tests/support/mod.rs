@@ -57,9 +57,10 @@ pub(crate) const TINY: &str = r#"
     decoder = [{ layer = "dense", units = 784, activation = "sigmoid" }]
 "#;
 
-/// What makes runs short and alike: 16 shards, batches of 64, and 100 of the bundled images to validate on.
+/// What makes runs short and alike: 16 shards, batches of 64, and 100 of the bundled images to validate on. Any of it
+/// can be overridden by options that follow.
 const QUICK: [&str; 8] =
-    ["--shards", "16", "--batch-size", "64", "--set", "seed=7", "--set", "data.validation_fraction=0.01"];
+    ["--set", "seed=7", "--set", "shards=16", "--set", "batch_size=64", "--set", "data.validation_fraction=0.01"];
 
 /// A directory to run programs in.
 pub(crate) struct Place {

@@ -78,7 +78,8 @@ impl Machine {
         let needed = if self.rounds == 0 { spec.start_workers } else { spec.min_workers };
         if self.members.len() < needed {
             self.state = State::Waiting;
-            let reason = format!("{work} needs {needed} workers, {} are here", self.members.len());
+            let plural = if needed == 1 { "worker" } else { "workers" };
+            let reason = format!("{work} needs {needed} {plural}, {} here", self.members.len());
             effects.push(Effect::Publish(Progressed::State { state: RunState::Waiting { reason } }));
             return;
         }
@@ -92,6 +93,15 @@ impl Machine {
         if let Work::Gradient { round } = work {
             let samples = self.config.spec.schedule.batch_samples(self.config.spec.schedule.step(round).batch);
             effects.push(Effect::Begin { round, samples });
+        }
+        match (work, &self.state) {
+            (Work::Evaluation { .. }, _) => {
+                effects.push(Effect::Publish(Progressed::State { state: RunState::Evaluating }))
+            }
+            (Work::Gradient { .. }, State::Waiting) => {
+                effects.push(Effect::Publish(Progressed::State { state: RunState::Training }));
+            }
+            _ => {}
         }
         self.state = State::Working(Progress::new(work, tree, now));
         for (member, part) in self.ownership.parts().to_vec() {

@@ -16,7 +16,7 @@ use lockstep_common::reduce::NodeId;
 use super::assign::Ownership;
 use super::event::{Effect, Event, Outcome, Rejected, ToMember};
 use super::membership::{ConnectionId, Member, MemberState, Membership};
-use super::work::Progress;
+use super::work::{Progress, Reduced};
 use crate::expected::ExpectedSamples;
 
 /// What the machine must know beforehand.
@@ -117,7 +117,9 @@ impl Machine {
             (_, Event::Announced(member, report)) => self.announced(now, member, report, &mut effects)?,
             (_, Event::Arrived { member, work, node }) => self.arrived(now, member, work, node, &mut effects)?,
             (_, Event::Reduced { round, gradient_norm, parameters }) => {
-                self.reduced(now, round, gradient_norm, parameters, &mut effects)?;
+                let progress = self.at_work(Work::Gradient { round })?;
+                progress.reduced = Some(Reduced { gradient_norm, parameters });
+                self.try_commit(now, round, &mut effects);
             }
         }
         Ok(effects)
@@ -243,19 +245,14 @@ impl Machine {
         effects: &mut Vec<Effect>,
     ) -> Result<(), Rejected> {
         self.member(now, id)?;
-        let State::Working(progress) = &mut self.state else {
-            return Err(Rejected::Stale { got: report.work, current: "waiting for workers".to_owned() });
-        };
-        if report.work != progress.work {
-            return Err(Rejected::Stale { got: report.work, current: progress.work.to_string() });
-        }
+        self.at_work(report.work)?;
         if let Err(reason) = self.expected.check(&report) {
             self.evict(id, &reason, effects);
             self.recruit(now, effects);
             return Ok(());
         }
         let (work, node) = (report.work, report.node);
-        progress.announce(id, report);
+        self.at_work(work)?.announce(id, report);
         match work {
             Work::Gradient { .. } => effects.push(Effect::Expect(id, node)),
             Work::Evaluation { .. } => self.arrived(now, id, work, node, effects)?,
@@ -271,47 +268,50 @@ impl Machine {
         node: NodeId,
         effects: &mut Vec<Effect>,
     ) -> Result<(), Rejected> {
-        self.member(now, id)?;
-        let State::Working(progress) = &mut self.state else {
-            return Err(Rejected::Stale { got: work, current: "waiting for workers".to_owned() });
-        };
-        if work != progress.work {
-            return Err(Rejected::Stale { got: work, current: progress.work.to_string() });
-        }
+        let progress = self.at_work(work)?;
+        // The sender may be lost by now; what it announced and delivered counts all the same.
         let new = progress.credit(id, node).ok_or(Rejected::Unexpected(node, id))?;
         let compute = progress.longest_compute;
         let complete = progress.complete();
         if let Some(member) = self.members.get_mut(id) {
+            member.last_seen = now;
             member.leaves_computed += u64::from(new);
             member.last_compute = Some(compute);
         }
-        if let (Work::Evaluation { round }, Some(totals)) = (work, complete) {
-            self.evaluated = round;
-            self.close_epoch(Some(totals.loss / f64::from(totals.samples)), effects);
-            self.begin_next(now, effects);
-        } else {
-            self.release_drained(effects);
+        match (work, complete) {
+            (Work::Evaluation { round }, Some(totals)) => {
+                self.evaluated = round;
+                self.close_epoch(Some(totals.loss / f64::from(totals.samples)), effects);
+                self.begin_next(now, effects);
+            }
+            (Work::Gradient { round }, Some(_)) => {
+                self.release_drained(effects);
+                self.try_commit(now, round, effects);
+            }
+            (_, None) => self.release_drained(effects),
         }
         Ok(())
     }
 
-    /// A round's new parameters are there: the round is committed.
-    fn reduced(
-        &mut self,
-        now: Duration,
-        round: u64,
-        gradient_norm: f64,
-        parameters: Digest,
-        effects: &mut Vec<Effect>,
-    ) -> Result<(), Rejected> {
-        let stale = |current: String| Rejected::Stale { got: Work::Gradient { round }, current };
-        let State::Working(progress) = &self.state else {
-            return Err(stale("waiting for workers".to_owned()));
-        };
-        let complete = progress.complete().filter(|_| progress.work == Work::Gradient { round });
-        let Some(totals) = complete else {
-            return Err(stale(progress.work.to_string()));
-        };
+    /// The work under way, if it is the one that a message is about.
+    fn at_work(&mut self, got: Work) -> Result<&mut Progress, Rejected> {
+        match &mut self.state {
+            State::Working(progress) => {
+                if progress.work == got {
+                    Ok(progress)
+                } else {
+                    Err(Rejected::Stale { got, current: progress.work.to_string() })
+                }
+            }
+            State::Waiting | State::Finished => Err(Rejected::Stale { got, current: "waiting for workers".to_owned() }),
+        }
+    }
+
+    /// Commits the round, once its new parameters are there and every leaf is credited.
+    fn try_commit(&mut self, now: Duration, round: u64, effects: &mut Vec<Effect>) {
+        let State::Working(progress) = &self.state else { return };
+        let (Some(totals), Some(reduced)) = (progress.complete(), progress.reduced) else { return };
+        let Reduced { gradient_norm, parameters } = reduced;
         let step = self.config.spec.schedule.step(round);
         let loss = totals.loss / f64::from(totals.samples);
         effects.push(Effect::Record(Record {
@@ -345,8 +345,7 @@ impl Machine {
             let reason = format!(
                 "training diverged: in round {round} the loss is {loss} and the gradient's norm {gradient_norm}; lower optimizer.learning_rate"
             );
-            self.finish(Outcome::Failed(reason), effects);
-            return Ok(());
+            return self.finish(Outcome::Failed(reason), effects);
         }
         let closes = step.batch + 1 == self.config.spec.schedule.rounds_per_epoch()
             || self.rounds == self.config.spec.total_rounds();
@@ -355,6 +354,5 @@ impl Machine {
             self.close_epoch(None, effects);
         }
         self.begin_next(now, effects);
-        Ok(())
     }
 }

@@ -14,6 +14,15 @@ pub(super) struct Totals {
     pub(super) samples: u32,
 }
 
+/// What the optimizer step of a round made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Reduced {
+    /// Euclidean norm of the mean gradient.
+    pub(super) gradient_norm: f64,
+    /// Digest of the new parameters.
+    pub(super) parameters: Digest,
+}
+
 /// A leaf of the work at hand.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Leaf {
@@ -35,6 +44,8 @@ pub(super) struct Progress {
     /// Nodes that were announced, and are credited when their last chunk is there.
     announced: Vec<(MemberId, NodeReport)>,
     totals: Reduction<Totals>,
+    /// The new parameters, which may be made before the last node that they were made of is credited.
+    pub(super) reduced: Option<Reduced>,
     pub(super) longest_compute: Duration,
 }
 
@@ -47,6 +58,7 @@ impl Progress {
             leaves: vec![Leaf::default(); tree.shards() as usize],
             announced: Vec::new(),
             totals: Reduction::new(tree),
+            reduced: None,
             longest_compute: Duration::ZERO,
         }
     }
@@ -71,14 +83,14 @@ impl Progress {
         }
     }
 
-    /// Takes a member's leaves away; what it has delivered stays.
+    /// Takes a member's leaves away. What it has delivered stays, and so do its announcements: the rest of an announced
+    /// node may be on its way from a connection that is gone, and is as good as anybody's.
     pub(super) fn forget(&mut self, member: MemberId) {
         for leaf in &mut self.leaves {
             if leaf.assigned == Some(member) {
                 leaf.assigned = None;
             }
         }
-        self.announced.retain(|(by, _)| *by != member);
     }
 
     /// Notes that a member is about to send a node.
