@@ -20,6 +20,9 @@ use serde::Serialize;
 
 use crate::exit::usage;
 
+/// Members that are named for people; `--json` names all.
+const NAMED_MEMBERS: usize = 12;
+
 /// Arguments of `lockstep audit`.
 #[derive(Args, Debug)]
 pub(crate) struct AuditArgs {
@@ -142,8 +145,9 @@ impl fmt::Display for Proof {
         if *rounds > 0 {
             let shards = count(header.shards.into(), "leaf");
             writeln!(f, "  every round's sum is complete: each of its {shards} stands in it once, in its place")?;
-            let names: Vec<String> = members.iter().map(ToString::to_string).collect();
-            writeln!(f, "  computed by {}: {}", count(members.len() as u64, "member"), names.join(", "))?;
+            let names: Vec<String> = members.iter().take(NAMED_MEMBERS).map(ToString::to_string).collect();
+            let more = if members.len() > NAMED_MEMBERS { ", ..." } else { "" };
+            writeln!(f, "  computed by {}: {}{more}", count(members.len() as u64, "member"), names.join(", "))?;
         }
         match &self.params_sha256 {
             Some(sha256) => writeln!(f, "  {MODEL_FILE} is what the last round made: sha256 {sha256}")?,

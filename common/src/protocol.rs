@@ -317,14 +317,6 @@ pub enum Refusal {
         /// The worker's.
         worker: Digest,
     },
-    /// They mean different things by a parameter's index.
-    #[error("layout hash mismatch: the run has {run}, this worker {worker}; use the same release")]
-    Layout {
-        /// The coordinator's.
-        run: LayoutHash,
-        /// The worker's.
-        worker: LayoutHash,
-    },
     /// There is nothing left to do.
     #[error("the run has ended: {reason}")]
     Finished {

@@ -30,7 +30,7 @@ pub const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 /// Flow-control window of a connection: the exchange and one shard being fetched beside it.
 pub const CONNECTION_WINDOW_BYTES: u32 = 2 * STREAM_WINDOW_BYTES;
 
-/// Streams that one connection may have open: a session, an exchange, [`MAX_FETCHES`] shards, and some monitors.
+/// Streams that one connection may have open: a session, an exchange, a shard, and some monitors.
 pub const MAX_STREAMS_PER_CONNECTION: u32 = 32;
 
 /// HTTP/2 ping after this much silence...
@@ -49,12 +49,6 @@ pub const SESSION_QUEUE: usize = 64;
 
 /// Chunks that wait for one peer, each way: 8 * 1 MiB, as much as the stream's window takes.
 pub const EXCHANGE_QUEUE: usize = 8;
-
-/// Pieces of a shard that wait for one worker: 4 * 1 MiB. One is sent, one is ready, two are slack.
-pub const FETCH_QUEUE: usize = 4;
-
-/// Shards that one worker fetches at a time: enough to hide a round trip, few enough to leave the exchange bandwidth.
-pub const MAX_FETCHES: usize = 2;
 
 /// Events that wait for one monitor; the slowest run has fewer in the second that a monitor may stall:
 /// 1,000 rounds a second and some membership.

@@ -3,7 +3,6 @@
 //! The code tells a worker what to do ([`verdict`]), the details carry the typed reason, the message is for people.
 //! The details are a `google.rpc.Status`, as gRPC libraries of other languages expect.
 
-use lockstep_common::model::LayoutHash;
 use lockstep_common::protocol::{self, MemberId, ShardRef};
 use prost::Message;
 use tonic::{Code, Status};
@@ -71,7 +70,6 @@ impl Refusal {
             Self::NotAdmitted(
                 protocol::Refusal::Version { .. }
                 | protocol::Refusal::Fingerprint { .. }
-                | protocol::Refusal::Layout { .. }
                 | protocol::Refusal::Finished { .. },
             ) => Code::FailedPrecondition,
             Self::NotAMember { .. } => Code::Aborted,
@@ -183,9 +181,6 @@ impl TryFrom<v1::Refusal> for Refusal {
                 let worker = digest(&worker).at(M, "fingerprint_mismatch.worker")?;
                 protocol::Refusal::Fingerprint { run, worker }.into()
             }
-            Reason::LayoutMismatch(v1::LayoutMismatch { run, worker }) => {
-                protocol::Refusal::Layout { run: LayoutHash(run), worker: LayoutHash(worker) }.into()
-            }
             Reason::RunFinished(finished) => {
                 protocol::Refusal::Finished { reason: text(finished.reason).at(M, "run_finished.reason")? }.into()
             }
@@ -216,9 +211,6 @@ fn not_admitted(refusal: protocol::Refusal) -> Reason {
             run: digest_bytes(run),
             worker: digest_bytes(worker),
         }),
-        protocol::Refusal::Layout { run, worker } => {
-            Reason::LayoutMismatch(v1::LayoutMismatch { run: run.0, worker: worker.0 })
-        }
         protocol::Refusal::Finished { reason } => {
             Reason::RunFinished(v1::RunFinished { reason: clip(reason, MAX_REFUSAL_TEXT_BYTES) })
         }

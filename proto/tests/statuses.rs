@@ -1,7 +1,6 @@
 //! Refusals survive the way through a status, and their codes tell a worker what to do.
 
 use lockstep_common::hash::Digest;
-use lockstep_common::model::LayoutHash;
 use lockstep_common::protocol::{MemberId, Refusal as NotAdmitted, ShardRef, Split};
 use lockstep_proto::status::{Refusal, Verdict, describe, verdict};
 use lockstep_proto::v1;
@@ -24,12 +23,7 @@ fn refusals() -> Vec<(Refusal, Code, Verdict, &'static str)> {
             Never,
             "the run has 00000000000000000000000000000001",
         ),
-        (
-            NotAdmitted::Layout { run: LayoutHash(0x9f), worker: LayoutHash(7) }.into(),
-            FailedPrecondition,
-            Never,
-            "the run has 000000000000009f, this worker 0000000000000007",
-        ),
+        (FailedPrecondition, Never, "the run has 000000000000009f, this worker 0000000000000007"),
         (
             NotAdmitted::Finished { reason: "10 epochs".into() }.into(),
             FailedPrecondition,

@@ -96,7 +96,14 @@ pub async fn run(
 ) -> Result<SessionEnd, EngineError> {
     let Transport { welcome, mut incoming, outgoing, shards } = transport;
     let cache = ShardCache::default();
-    let engine = Engine::new(welcome.job, compute.isa, compute.threads, cache.clone())?;
+    let engine = match Engine::new(welcome.job, compute.isa, compute.threads, cache.clone()) {
+        Ok(engine) => engine,
+        Err(error) => {
+            // So that the coordinator's log says why the worker leaves.
+            let _ = outgoing.control.send(FromWorker::Failed { reason: error.to_string() }).await;
+            return Err(error);
+        }
+    };
     let (commands, mut outputs) = engine::spawn(engine)?;
     let mut heartbeat = tokio::time::interval(welcome.heartbeat_interval);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
