@@ -23,7 +23,6 @@ fn refusals() -> Vec<(Refusal, Code, Verdict, &'static str)> {
             Never,
             "the run has 00000000000000000000000000000001",
         ),
-        (FailedPrecondition, Never, "the run has 000000000000009f, this worker 0000000000000007"),
         (
             NotAdmitted::Finished { reason: "10 epochs".into() }.into(),
             FailedPrecondition,
