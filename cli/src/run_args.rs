@@ -108,7 +108,7 @@ impl RunArgs {
         let split = data_source::open(&source.source, source.validation.as_deref(), source.validation_fraction)?;
         let facts = facts(&split.train, split.validation.as_ref())?;
         let spec = config.resolve(model, &facts).map_err(usage)?;
-        let initial_parameters = match &self.init_from {
+        let initial_parameters = match &config.init_from {
             Some(path) => model_file::load_parameters(path, &spec.model.layout).map_err(usage)?,
             None => initial_parameters(&spec.model.layout, spec.schedule.seed),
         };
@@ -163,6 +163,7 @@ impl RunArgs {
         config.max_rounds = self.max_rounds.or(config.max_rounds);
         config.name = self.name.clone().or_else(|| config.name.clone());
         config.data.validation = self.validation.clone().or_else(|| config.data.validation.clone());
+        config.init_from = self.init_from.clone().or_else(|| config.init_from.clone());
         config.shuffle &= !self.no_shuffle;
         Ok(())
     }

@@ -169,8 +169,10 @@ fn print_summary(prepared: &Prepared, summary: &Summary, samples: &Samples) {
     if prepared.spec.loss == Loss::Mse && summary.val_loss.is_some() {
         let code = prepared.spec.model.code_shape().elements();
         match eval::pca(samples, code) {
-            Ok(pca) => println!("PCA, {code} values  {:.5}  (of the best linear code of this size)", pca.mse),
-            Err(error) => println!("PCA, {code} values  not computed: {error}"),
+            Ok(pca) => {
+                println!("{:15}  {:.5}  (the best linear code of this size)", format!("PCA, {code} values"), pca.mse)
+            }
+            Err(error) => println!("PCA              not computed: {error}"),
         }
     }
     println!(

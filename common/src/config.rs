@@ -35,6 +35,9 @@ pub struct RunConfig {
     pub shards: u32,
     /// Whether samples are put into random orders.
     pub shuffle: bool,
+    /// A safetensors file with the weights to start from, instead of random ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_from: Option<PathBuf>,
     /// What is minimised.
     pub loss: Loss,
     /// Which model.
@@ -57,6 +60,7 @@ impl Default for RunConfig {
             batch_size: 128,
             shards: 16,
             shuffle: true,
+            init_from: None,
             loss: Loss::Mse,
             model: ModelChoice::Named("conv".to_owned()),
             optimizer: Adam::default(),

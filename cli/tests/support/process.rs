@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Nothing here takes a tenth of this; what does hangs.
-pub(crate) const WATCHDOG: Duration = Duration::from_secs(240);
+pub(crate) const WATCHDOG: Duration = Duration::from_secs(120);
 
 /// A process of the program. It and its children are killed when this value is dropped.
 pub(crate) struct Running {
@@ -123,6 +123,11 @@ impl Running {
     /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
         signal("TERM", &self.child.id().to_string());
+    }
+
+    /// Sends SIGSTOP: the process keeps its connections, but does nothing any more.
+    pub(crate) fn freeze(&self) {
+        signal("STOP", &self.child.id().to_string());
     }
 
     /// Sends SIGKILL and waits until it is gone.
