@@ -92,11 +92,18 @@ async fn train(prepared: &Prepared, compute: Compute, workers: Option<usize>, fo
         None => {
             let (inbox, data) = (coordinator.inbox(), prepared.data.clone());
             let worker = tokio::spawn(local::in_process_worker(inbox, data, compute));
+            let failed = async {
+                match worker.await {
+                    // It ends well only when the run has ended.
+                    Ok(Ok(())) => std::future::pending().await,
+                    Ok(Err(error)) => format!("the worker failed: {error:#}"),
+                    Err(error) => format!("the worker failed: {error}"),
+                }
+            };
             let shutdown = async {
                 tokio::select! {
                     reason = roles::interrupted() => reason,
-                    // It ends by itself only after the run, unless something is wrong with it.
-                    Ok(Err(error)) = worker => format!("the worker failed: {error:#}"),
+                    reason = failed => reason,
                 }
             };
             coordinator.run(shutdown).await
