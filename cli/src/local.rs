@@ -55,9 +55,9 @@ pub(crate) async fn in_process_worker(inbox: Inbox, data: Arc<PlacedData>, compu
 }
 
 /// Starts `workers` processes of this program that join the coordinator at `url`.
-pub(crate) fn spawn_workers(workers: usize, url: &str, compute: Compute) -> anyhow::Result<Vec<Child>> {
+pub(crate) fn spawn_workers(workers: u32, url: &str, compute: Compute) -> anyhow::Result<Vec<Child>> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
-    let spawn = |number: usize| {
+    let spawn = |number: u32| {
         Command::new(&program)
             .args(["worker", "--coordinator", url, "--name", &format!("local {number}")])
             .args(["--threads", &compute.threads.to_string(), "--simd", compute.isa.name()])

@@ -103,9 +103,8 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
     let address = listener.local_addr().context("cannot tell the port")?;
     prepared.create_directory()?;
     let form = Form::choose(args.json);
-    if form != Form::Json {
-        eprintln!("run {:?} waits for workers: lockstep worker --coordinator http://{address}", prepared.spec.name);
-    }
+    // Also beside JSON: with port 0, nothing else tells the address.
+    eprintln!("run {:?} waits for workers: lockstep worker --coordinator http://{address}", prepared.spec.name);
     let result = runtime.block_on(async {
         let coordinator = Coordinator::start(CoordinatorConfig {
             spec: prepared.spec.clone(),

@@ -14,6 +14,7 @@ use lockstep_coordinator::{Coordinator, CoordinatorConfig, RunResult};
 use lockstep_worker::session::Compute;
 use tokio::net::TcpListener;
 
+use crate::exit::usage;
 use crate::infer::eval;
 use crate::infer::inference::Inference;
 use crate::infer::reconstruct::{DEFAULT_COUNT, draw};
@@ -33,8 +34,8 @@ pub(crate) struct TrainArgs {
     #[command(flatten)]
     compute: ComputeArgs,
     /// Worker processes on this machine; without it, one worker inside this process. The result is the same
-    #[arg(long, value_name = "N")]
-    workers: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    workers: Option<u32>,
     /// Print events and the summary as JSON lines
     #[arg(long)]
     json: bool,
@@ -43,10 +44,16 @@ pub(crate) struct TrainArgs {
 /// Runs the command.
 pub(crate) fn run(args: TrainArgs) -> anyhow::Result<()> {
     let isa = args.compute.simd;
-    let compute = Compute { isa, threads: args.compute.threads(args.workers.unwrap_or(1)) };
+    let compute = Compute { isa, threads: args.compute.threads(args.workers.unwrap_or(1) as usize) };
     let mut prepared = args.run.prepare()?;
     // Only this machine's workers can come. They start together; if one is lost later, the others go on.
-    let workers = args.workers.unwrap_or(1).max(1) as u32;
+    let workers = args.workers.unwrap_or(1);
+    let shards = prepared.spec.schedule.tree.shards();
+    if workers > shards {
+        return Err(usage(anyhow::anyhow!(
+            "--workers is {workers}, but only {shards} can work at {shards} shards; raise --shards"
+        )));
+    }
     prepared.spec.start_workers = workers;
     prepared.spec.min_workers = prepared.spec.min_workers.min(workers);
     prepared.create_directory()?;
@@ -58,7 +65,7 @@ pub(crate) fn run(args: TrainArgs) -> anyhow::Result<()> {
     finish(&prepared, &result, isa, form)
 }
 
-fn announce(prepared: &Prepared, compute: &Compute, workers: Option<usize>) {
+fn announce(prepared: &Prepared, compute: &Compute, workers: Option<u32>) {
     let spec = &prepared.spec;
     let how = match workers {
         None => format!("one worker in this process, {}", threads(compute.threads)),
@@ -78,7 +85,7 @@ fn threads(count: usize) -> String {
     if count == 1 { "1 thread".to_owned() } else { format!("{count} threads") }
 }
 
-async fn train(prepared: &Prepared, compute: Compute, workers: Option<usize>, form: Form) -> anyhow::Result<RunResult> {
+async fn train(prepared: &Prepared, compute: Compute, workers: Option<u32>, form: Form) -> anyhow::Result<RunResult> {
     let coordinator = Coordinator::start(CoordinatorConfig {
         spec: prepared.spec.clone(),
         data: prepared.data.clone(),

@@ -96,7 +96,9 @@ fn data_that_cannot_be_used() {
         &[
             ("train --out run --data no/such.idx", &["cannot read no/such.idx", "No such file"]),
             ("train --out run --data short.idx", &["short.idx", "promises 31360 elements", "only 30676 follow"]),
-            ("train --out run --data header.idx", &["header.idx", "bytes of its IDX header"]),
+            ("train --out run --data header.idx", &["header.idx", "9 of the 16 bytes of its IDX header"]),
+            ("train --out run --workers 0", &["--workers", "0"]),
+            ("train --out run --workers 20", &["--workers is 20, but only 16"]),
             ("train --out run --data long.idx", &["long.idx", "promises 31360 elements", "more bytes follow"]),
             ("train --out run --data kind.idx", &["kind.idx", "element type is 0x0b"]),
             ("train --out run --data magic.idx", &["magic.idx", "50 4b 07 08", "neither IDX", "nor"]),

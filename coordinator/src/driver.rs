@@ -149,7 +149,7 @@ impl Driver {
                 self.made = Some(parameters);
                 self.step(Event::Reduced { round, gradient_norm, parameters: digest }).await;
             }
-            FromAggregator::Violation { member, reason } => self.step(Event::Lost(member, reason)).await,
+            FromAggregator::Violation { member, reason } => self.step(Event::Violated(member, reason)).await,
         }
     }
 

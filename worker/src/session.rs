@@ -154,6 +154,8 @@ pub async fn run(
         }
     };
     fetcher.abort();
+    // So that it says nothing more after the end; it was cancelled, which is no news.
+    let _ = fetcher.await;
     Ok(end)
 }
 

@@ -53,7 +53,13 @@ fn read_header(reader: &mut dyn Read) -> Result<(Vec<usize>, Encoding), Fault> {
         0x0d => Encoding::F32Be,
         _ => return Err(Fault::IdxType { code, meaning: type_name(code) }),
     };
-    let axes = input::header(reader, FORMAT, 4 * usize::from(rank))?;
+    let axes = input::header(reader, FORMAT, 4 * usize::from(rank)).map_err(|fault| match fault {
+        // Of the whole header, not of its second part.
+        Fault::HeaderTruncated { format, expected, found } => {
+            Fault::HeaderTruncated { format, expected: start.len() + expected, found: start.len() + found }
+        }
+        other => other,
+    })?;
     Ok((axes.as_chunks().0.iter().map(|&axis| u32::from_be_bytes(axis) as usize).collect(), encoding))
 }
 
@@ -106,7 +112,7 @@ pub(super) mod tests {
             assert!(message.starts_with(&format!("cannot use d: {expected}")), "{message}");
         };
         check(b"", "it ends after 0 of the 4 bytes of its IDX header");
-        check(&[0, 0, 8, 3, 0, 0], "it ends after 2 of the 12 bytes of its IDX header");
+        check(&[0, 0, 8, 3, 0, 0], "it ends after 6 of the 16 bytes of its IDX header");
         check(b"\x93NUMPY", "it begins with 93 4e 55 4d, not with the 00 00 of IDX");
         check(&idx(0x0b, &[1, 2], &[0; 4]), "its IDX element type is 0x0b (16-bit integers); supported are 0x08");
         check(&idx(0x77, &[1, 2], &[0; 4]), "its IDX element type is 0x77 (not in the format)");

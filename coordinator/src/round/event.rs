@@ -37,6 +37,8 @@ pub enum Event {
     Drain(MemberId),
     /// A member is gone, or cannot go on.
     Lost(MemberId, String),
+    /// A member sent what cannot be.
+    Violated(MemberId, String),
     /// The gradient of a round is summed and the optimizer step is taken.
     Reduced {
         /// Which round.

@@ -113,6 +113,11 @@ impl Machine {
                 self.recruit(now, &mut effects);
             }
             (_, Event::Lost(member, reason)) => self.lose(now, member, &reason, &mut effects)?,
+            (_, Event::Violated(id, reason)) => {
+                self.member(now, id)?;
+                self.evict(id, &reason, &mut effects);
+                self.recruit(now, &mut effects);
+            }
             (_, Event::Tick) => self.expire(now, &mut effects),
             (_, Event::Announced(member, report)) => self.announced(now, member, report, &mut effects)?,
             (_, Event::Arrived { member, work, node }) => self.arrived(now, member, work, node, &mut effects)?,
