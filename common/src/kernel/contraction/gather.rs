@@ -213,26 +213,14 @@ impl Gather {
         match &self.strategy {
             Strategy::Direct(groups) => {
                 for panel in &self.panels {
+                    let start = bias.map_or(Start::Zero, |bias| Start::Bias(bias[panel.start..].as_ptr()));
+                    let finish = match after {
+                        After::Keep => Finish::Keep,
+                        After::Relu => Finish::Relu,
+                        After::Gate(gate) => Finish::Gate(gate[panel.start..].as_ptr()),
+                    };
                     for group in groups {
-                        let block = Block {
-                            a: input.as_ptr(),
-                            b: packed[panel.offset..].as_ptr(),
-                            c: output[panel.start..].as_mut_ptr(),
-                            rows: &group.rows[..samples * group.rows_per_sample],
-                            runs: &group.runs,
-                            repeats: 1,
-                            a_repeat: 0,
-                            b_repeat: 0,
-                            a_step: 1,
-                            b_stride: panel.width,
-                            columns: panel.columns,
-                            start: bias.map_or(Start::Zero, |bias| Start::Bias(bias[panel.start..].as_ptr())),
-                            finish: match after {
-                                After::Keep => Finish::Keep,
-                                After::Relu => Finish::Relu,
-                                After::Gate(gate) => Finish::Gate(gate[panel.start..].as_ptr()),
-                            },
-                        };
+                        let block = Block { start, finish, ..block(panel, group, samples, input, packed, output) };
                         // SAFETY: rows and runs were checked against one sample's sizes when the plan was made, and
                         // the lengths above are those of `samples` samples; packed panels are whole vectors wide and
                         // `depth` rows long; `output` is borrowed mutably, and panels and rows do not overlap.
@@ -241,40 +229,63 @@ impl Gather {
                 }
             }
             Strategy::TapByTap { group, terms } => {
-                let columns = self.taps * self.channels_out;
-                let used = samples * self.input_pixels * columns;
-                assert!(scratch.len() >= used, "scratch memory too short");
+                let products = samples * self.input_pixels * self.taps * self.channels_out;
+                assert!(scratch.len() >= products, "scratch memory too short");
                 for panel in &self.panels {
-                    let block = Block {
-                        a: input.as_ptr(),
-                        b: packed[panel.offset..].as_ptr(),
-                        c: scratch[panel.start..].as_mut_ptr(),
-                        rows: &group.rows[..samples * group.rows_per_sample],
-                        runs: &group.runs,
-                        repeats: 1,
-                        a_repeat: 0,
-                        b_repeat: 0,
-                        a_step: 1,
-                        b_stride: panel.width,
-                        columns: panel.columns,
-                        start: Start::Zero,
-                        finish: Finish::Keep,
-                    };
+                    let block = block(panel, group, samples, input, packed, scratch);
                     // SAFETY: as above, with `scratch` as the output.
                     unsafe { microkernel::run(self.isa, &block) }
                 }
-                let per_sample = self.input_pixels * columns;
-                let sizes = (self.channels_out, self.output_pixels * self.channels_out);
-                let products = scratch[..used].chunks_exact(per_sample);
-                for (i, (products, output)) in products.zip(output.chunks_exact_mut(sizes.1)).enumerate() {
-                    let after = match after {
-                        After::Gate(gate) => After::Gate(&gate[i * sizes.1..][..sizes.1]),
-                        other => other,
-                    };
-                    elementwise::sum_terms(self.isa, products, terms, bias, after, output, sizes.0);
-                }
+                self.sum_taps(terms, &scratch[..products], bias, after, output);
             }
         }
+    }
+
+    /// Second half of the tap-by-tap strategy, sample by sample.
+    fn sum_taps(
+        &self,
+        terms: &[Vec<u32>],
+        products: &[f32],
+        bias: Option<&[f32]>,
+        after: After<'_>,
+        output: &mut [f32],
+    ) {
+        let products_len = self.input_pixels * self.taps * self.channels_out;
+        let output_len = self.output_pixels * self.channels_out;
+        let samples = products.chunks_exact(products_len).zip(output.chunks_exact_mut(output_len));
+        for (i, (products, output)) in samples.enumerate() {
+            let after = match after {
+                After::Gate(gate) => After::Gate(&gate[i * output_len..][..output_len]),
+                other => other,
+            };
+            elementwise::sum_terms(self.isa, products, terms, bias, after, output, self.channels_out);
+        }
+    }
+}
+
+/// The block of a panel's columns of a group's outputs: plain sums of products.
+fn block<'a>(
+    panel: &Panel,
+    group: &'a Group,
+    samples: usize,
+    input: &[f32],
+    packed: &[f32],
+    output: &mut [f32],
+) -> Block<'a> {
+    Block {
+        a: input.as_ptr(),
+        b: packed[panel.offset..].as_ptr(),
+        c: output[panel.start..].as_mut_ptr(),
+        rows: &group.rows[..samples * group.rows_per_sample],
+        runs: &group.runs,
+        repeats: 1,
+        a_repeat: 0,
+        b_repeat: 0,
+        a_step: 1,
+        b_stride: panel.width,
+        columns: panel.columns,
+        start: Start::Zero,
+        finish: Finish::Keep,
     }
 }
 
