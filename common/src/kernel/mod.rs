@@ -1,7 +1,7 @@
 //! The compute kernels: the only place in the workspace with `unsafe`.
 //!
 //! Two kinds of code live here. *Product-sums* go through one microkernel ([`contraction`]), written against a few
-//! vector primitives ([`simd`]); its result is defined by a fixed chain of fused multiply-adds for each output, so it
+//! vector primitives (`simd`); its result is defined by a fixed chain of fused multiply-adds for each output, so it
 //! does not depend on the vector width. *Elementwise* functions ([`elementwise`], [`math`]) are written once as plain
 //! Rust over slices, which is their specification, and compiled once for each instruction set; Rust never reassociates
 //! or contracts floating-point operations, so all versions give the same bits.
