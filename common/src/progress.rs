@@ -31,9 +31,60 @@ pub struct RoundReport {
     /// From the round's start to its commit.
     #[serde(rename = "seconds", with = "seconds")]
     pub duration: Duration,
+    /// Where the time went: the parts add up to the duration.
+    #[serde(flatten)]
+    pub breakdown: Breakdown,
+}
+
+/// Where the time of a round went, as the coordinator saw it. The parts do not overlap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Breakdown {
     /// The longest time that a worker computed.
     #[serde(rename = "compute_seconds", with = "seconds")]
     pub compute: Duration,
+    /// Nothing but data was awaited: the longest time that a worker waited for parameters with an assignment in its
+    /// hands, and the time that the coordinator had nothing to do but to wait for the rest of announced nodes.
+    #[serde(rename = "transfer_seconds", with = "seconds", default)]
+    pub transfer: Duration,
+    /// The coordinator added gradients.
+    #[serde(rename = "reduce_seconds", with = "seconds", default)]
+    pub reduce: Duration,
+    /// The coordinator took the optimizer step.
+    #[serde(rename = "update_seconds", with = "seconds", default)]
+    pub update: Duration,
+    /// The rest: messages on their way, threads being woken, bookkeeping, and faster workers waiting for slower ones.
+    #[serde(rename = "wait_seconds", with = "seconds", default)]
+    pub wait: Duration,
+}
+
+impl Breakdown {
+    /// The breakdown of a round of this `duration`. Where the parts were measured to overlap, as they do when the
+    /// coordinator adds what came while a worker still computes, the earlier in the order compute, update, reduce,
+    /// transfer counts.
+    pub fn of(duration: Duration, compute: Duration, aggregation: Aggregation, download: Duration) -> Self {
+        let mut rest = duration;
+        let mut take = |part: Duration| {
+            let part = part.min(rest);
+            rest -= part;
+            part
+        };
+        let compute = take(compute);
+        let update = take(aggregation.update);
+        let reduce = take(aggregation.reduce);
+        let transfer = take(aggregation.upload + download);
+        Self { compute, transfer, reduce, update, wait: rest }
+    }
+}
+
+/// What the coordinator's own part of a round took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Aggregation {
+    /// Waiting for the rest of announced nodes, with nothing else to do.
+    pub upload: Duration,
+    /// Adding gradients.
+    pub reduce: Duration,
+    /// The optimizer step, with the norm of the gradient and the digest of the parameters.
+    pub update: Duration,
 }
 
 /// A completed epoch.
@@ -189,5 +240,21 @@ mod seconds {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         let seconds = f64::deserialize(deserializer)?;
         Duration::try_from_secs_f64(seconds).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_a_round_add_up_to_its_duration() {
+        let ms = Duration::from_millis;
+        let aggregation = Aggregation { upload: ms(4), reduce: ms(2), update: ms(3) };
+        let parts = Breakdown::of(ms(30), ms(10), aggregation, ms(1));
+        assert_eq!(parts, Breakdown { compute: ms(10), transfer: ms(5), reduce: ms(2), update: ms(3), wait: ms(10) });
+        // Work that overlapped is counted once.
+        let parts = Breakdown::of(ms(14), ms(10), aggregation, ms(1));
+        assert_eq!(parts, Breakdown { compute: ms(10), transfer: ms(0), reduce: ms(1), update: ms(3), wait: ms(0) });
     }
 }

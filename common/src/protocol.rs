@@ -200,6 +200,8 @@ pub struct NodeReport {
     pub digests: Vec<Digest>,
     /// How long the worker computed for the assignment that the node belongs to.
     pub compute: Duration,
+    /// How long that assignment had waited for its parameters.
+    pub waited: Duration,
 }
 
 /// A part of a node's gradient sum.

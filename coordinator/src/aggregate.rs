@@ -7,12 +7,14 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use lockstep_common::hash::Digest;
 use lockstep_common::kernel::Isa;
 use lockstep_common::kernel::elementwise::{self, AdamSlices, AdamStep};
 use lockstep_common::optim::Adam;
 use lockstep_common::optim::adam::{self, Moments};
+use lockstep_common::progress::Aggregation;
 use lockstep_common::protocol::{Bytes, CHUNK_FLOATS, MemberId, NodeChunk, chunks, combine_chunk_digests};
 use lockstep_common::reduce::{NodeId, Reduction, Tree};
 use rayon::prelude::*;
@@ -80,6 +82,8 @@ pub enum FromAggregator {
         digest: Digest,
         /// The parameters.
         parameters: Arc<Vec<f32>>,
+        /// What the round took here.
+        took: Aggregation,
     },
     /// A member sent what cannot be.
     Violation {
@@ -117,6 +121,7 @@ struct Round {
     /// For each awaited node, which of its chunks are there.
     awaited: HashMap<(MemberId, NodeId), Vec<bool>>,
     updated: usize,
+    took: Aggregation,
 }
 
 /// What an update of a chunk leaves behind.
@@ -176,7 +181,12 @@ impl Aggregator {
 
     /// Works until all senders are gone or nobody reads the reports any more.
     pub fn run(mut self, mut inbox: mpsc::Receiver<ToAggregator>) {
-        while let Some(message) = inbox.blocking_recv() {
+        loop {
+            let idle = Instant::now();
+            let Some(message) = inbox.blocking_recv() else { return };
+            if let Some(round) = self.round.as_mut().filter(|round| !round.awaited.is_empty()) {
+                round.took.upload += idle.elapsed();
+            }
             if self.handle(message).is_err() {
                 return;
             }
@@ -201,7 +211,15 @@ impl Aggregator {
     fn begin(&mut self, round: u64, samples: u32) {
         let sums = (0..self.results.len()).map(|_| Some(Reduction::new(self.tree))).collect();
         let step = self.adam.step(round + 1, samples);
-        self.round = Some(Round { number: round, samples, step, sums, awaited: HashMap::new(), updated: 0 });
+        self.round = Some(Round {
+            number: round,
+            samples,
+            step,
+            sums,
+            awaited: HashMap::new(),
+            updated: 0,
+            took: Aggregation::default(),
+        });
     }
 
     fn chunk(&mut self, member: MemberId, part: NodeChunk) -> Result<(), Closed> {
@@ -238,6 +256,7 @@ impl Aggregator {
         let Some(round) = self.round.as_mut().filter(|round| round.number == number) else { return Ok(()) };
         let Some(there) = round.awaited.get_mut(&(member, node)) else { return Ok(()) };
         let mut complete = Vec::new();
+        let started = Instant::now();
         for (chunk, piece) in pieces {
             there[chunk] = true;
             let Some(sum) = &mut round.sums[chunk] else { continue };
@@ -247,6 +266,7 @@ impl Aggregator {
                 complete.push((chunk, root));
             }
         }
+        round.took.reduce += started.elapsed();
         if there.iter().all(|&there| there) {
             round.awaited.remove(&(member, node));
             self.send(FromAggregator::Arrived { member, round: number, node })?;
@@ -260,6 +280,7 @@ impl Aggregator {
         if complete.is_empty() {
             return Ok(());
         }
+        let started = Instant::now();
         let (isa, step) = (self.isa, round.step);
         let mut roots: Vec<Option<Piece>> = Vec::new();
         roots.resize_with(self.results.len(), || None);
@@ -279,6 +300,7 @@ impl Aggregator {
                 adam::apply(isa, step, AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated });
                 result.digest = Digest::of_floats(updated);
             });
+        round.took.update += started.elapsed();
         round.updated += updated.len();
         let done = round.updated == self.results.len();
         let version = round.number + 1;
@@ -300,7 +322,7 @@ impl Aggregator {
     fn commit(&mut self) -> Result<(), Closed> {
         let Some(round) = &self.round else { return Ok(()) };
         // The round stays: parts of nodes that are in the sum already are still awaited, and reported when they are whole.
-        let (number, samples) = (round.number, round.samples);
+        let (number, samples, took) = (round.number, round.samples, round.took);
         let sum_of_squares: f64 = self.results.iter().fold(0.0, |sum, result| sum + result.sum_of_squares);
         let made = Arc::new(std::mem::take(&mut self.next));
         let old = std::mem::replace(&mut self.parameters, made);
@@ -311,6 +333,7 @@ impl Aggregator {
             gradient_norm: sum_of_squares.sqrt() / f64::from(samples),
             digest: combine_chunk_digests(self.results.iter().map(|result| result.digest)),
             parameters: self.parameters.clone(),
+            took,
         })
     }
 

@@ -138,7 +138,7 @@ impl Driver {
                     }
                 }
             }
-            FromAggregator::Reduced { round, gradient_norm, digest, parameters } => {
+            FromAggregator::Reduced { round, gradient_norm, digest, parameters, took } => {
                 let receivers: Vec<MemberId> = self.machine.receivers().collect();
                 for member in receivers {
                     if self.links.get(&member).is_some_and(|link| link.shares_memory()) {
@@ -147,7 +147,7 @@ impl Driver {
                     }
                 }
                 self.made = Some(parameters);
-                self.step(Event::Reduced { round, gradient_norm, parameters: digest }).await;
+                self.step(Event::Reduced { round, gradient_norm, parameters: digest, took }).await;
             }
             FromAggregator::Violation { member, reason } => self.step(Event::Violated(member, reason)).await,
         }

@@ -13,7 +13,7 @@ use lockstep_common::data::Dtype;
 use lockstep_common::hash::Digest;
 use lockstep_common::ledger::Record;
 use lockstep_common::model;
-use lockstep_common::progress::Event as Progressed;
+use lockstep_common::progress::{Aggregation, Event as Progressed};
 use lockstep_common::protocol::{JoinRequest, MemberId, NodeReport, Work};
 use lockstep_common::reduce::{NodeId, Reduction};
 use lockstep_common::rng::{Purpose, Stream};
@@ -174,7 +174,15 @@ impl World {
             samples_digest(ids)
         });
         let digests = digests.collect();
-        NodeReport { work, node, loss: node_loss(work, node), samples, digests, compute: Duration::from_millis(1) }
+        NodeReport {
+            work,
+            node,
+            loss: node_loss(work, node),
+            samples,
+            digests,
+            compute: Duration::from_millis(1),
+            waited: Duration::ZERO,
+        }
     }
 
     fn join(&mut self) {
@@ -213,7 +221,7 @@ impl World {
         sign_of_life.into_iter().for_each(|member| self.step(Event::Heartbeat(member)));
         if let Some(round) = self.reduced.take() {
             let parameters = Digest(u128::from(round) + 100);
-            return self.step(Event::Reduced { round, gradient_norm: 1.0, parameters });
+            return self.step(Event::Reduced { round, gradient_norm: 1.0, parameters, took: Aggregation::default() });
         }
         let choice = self.random.below(if calm { 60 } else { 100 });
         match choice {
@@ -242,9 +250,9 @@ impl World {
                 let at = self.random.below(self.old.len().max(1) as u32) as usize;
                 match self.old.get(at).cloned() {
                     Some(Event::Join { .. } | Event::Lost(..) | Event::Stop(_) | Event::Drain(_)) | None => {}
-                    Some(Event::Reduced { round, gradient_norm, parameters }) => {
+                    Some(event @ Event::Reduced { round, .. }) => {
                         if (round as usize) < self.records.len() {
-                            self.step(Event::Reduced { round, gradient_norm, parameters });
+                            self.step(event);
                         }
                     }
                     // The aggregator reports an arrival only once, for the round at hand.

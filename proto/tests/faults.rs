@@ -272,6 +272,7 @@ fn node_chunks_and_reports() {
         samples: 3,
         digests: Bytes::from_static(&[0; 32]),
         compute_micros: u64::MAX,
+        waited_micros: 1,
     };
     exchange(Announce(done.clone())).expect("NaN is a loss");
     let digests = |bytes: &'static [u8]| Announce(v1::Announce { digests: Bytes::from_static(bytes), ..done.clone() });

@@ -182,9 +182,11 @@ fn the_largest_messages_of_the_largest_run_are_within_the_limit() {
         samples: u32::MAX,
         digests: vec![lockstep_common::hash::Digest(u128::MAX); 1 << 16],
         compute: std::time::Duration::MAX,
+        waited: std::time::Duration::from_micros(7),
     };
     let [FromWorker::Announce(read)] = &exchange(FromWorker::Announce(report.clone()))[..] else { panic!() };
     assert_eq!(read.digests, report.digests);
+    assert_eq!(read.waited, report.waited);
     assert_eq!(read.compute.as_micros(), u128::from(u64::MAX), "saturates");
 }
 
@@ -230,6 +232,7 @@ fn a_negative_zero_stays_one() {
         samples: 0,
         digests: vec![lockstep_common::hash::Digest(0)],
         compute: std::time::Duration::ZERO,
+        waited: std::time::Duration::ZERO,
     };
     let [FromWorker::Announce(read)] = &exchange(FromWorker::Announce(report))[..] else { panic!() };
     assert_eq!(read.loss.to_bits(), (-0.0f64).to_bits());

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lockstep_common::kernel::Isa;
 use lockstep_common::model::{LayoutHash, ModelError};
@@ -96,7 +96,8 @@ pub struct Engine {
     partial: BTreeMap<u64, Partial>,
     packed: Vec<f32>,
     packed_version: Option<u64>,
-    waiting: VecDeque<Assignment>,
+    /// Assignments whose parameters are not there yet, each with the time at which it came.
+    waiting: VecDeque<(Instant, Assignment)>,
     orders: EpochOrders,
 }
 
@@ -153,19 +154,19 @@ impl Engine {
                 }
             }
             Command::Whole { version, values } => self.whole(version, values),
-            Command::Assign(assignment) => self.waiting.push_back(assignment),
+            Command::Assign(assignment) => self.waiting.push_back((Instant::now(), assignment)),
             Command::Recycle(gradient) => return self.buffers.recycle(gradient),
         }
-        while let Some(assignment) = self.waiting.pop_front() {
+        while let Some((came, assignment)) = self.waiting.pop_front() {
             let version = assignment.work.version();
             match self.versions.iter().find(|(whole, _)| *whole == version) {
                 Some((_, parameters)) => {
                     let parameters = parameters.clone();
-                    self.compute(&assignment, &parameters, emit);
+                    self.compute(&assignment, came.elapsed(), &parameters, emit);
                 }
                 // Work from before the oldest version is over; work from the next one waits for its parameters.
                 None if self.versions.front().is_some_and(|(oldest, _)| version < *oldest) => {}
-                None => return self.waiting.push_front(assignment),
+                None => return self.waiting.push_front((came, assignment)),
             }
         }
     }
@@ -207,7 +208,13 @@ impl Engine {
         self.partial = self.partial.split_off(&(version + 1));
     }
 
-    fn compute(&mut self, assignment: &Assignment, parameters: &[f32], emit: &(dyn Fn(Output) + Sync)) {
+    fn compute(
+        &mut self,
+        assignment: &Assignment,
+        waited: Duration,
+        parameters: &[f32],
+        emit: &(dyn Fn(Output) + Sync),
+    ) {
         let started = Instant::now();
         let work = assignment.work;
         let source = match self.source(assignment) {
@@ -230,7 +237,8 @@ impl Engine {
                 };
                 let NodeSum { gradient, loss, samples } = sum;
                 let digests = node.leaves().map(|leaf| source.leaves[&leaf].digest()).collect();
-                let report = NodeReport { work, node, loss, samples, digests, compute: started.elapsed() };
+                let compute = started.elapsed();
+                let report = NodeReport { work, node, loss, samples, digests, compute, waited };
                 emit(Output::Node { report, gradient });
             });
         });

@@ -156,6 +156,7 @@ impl FakeWorker {
             samples: ids.len() as u32,
             digests: vec![samples_digest(ids.iter().copied())],
             compute: Duration::ZERO,
+            waited: Duration::ZERO,
         };
         (node, (&report).into())
     }

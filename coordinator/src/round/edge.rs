@@ -103,7 +103,7 @@ impl Machine {
             }
             _ => {}
         }
-        self.state = State::Working(Progress::new(work, tree, now));
+        self.state = State::Working(Box::new(Progress::new(work, tree, now)));
         for (member, part) in self.ownership.parts().to_vec() {
             self.assign(member, &part.collect::<Vec<u32>>(), effects);
         }

@@ -2,7 +2,7 @@
 
 use lockstep_common::hash::Digest;
 use lockstep_common::ledger::Record;
-use lockstep_common::progress::Event as Progressed;
+use lockstep_common::progress::{Aggregation, Event as Progressed};
 use lockstep_common::protocol::{JoinRequest, KeepList, MemberId, NodeReport, Refusal, ShardRef, Work};
 use lockstep_common::reduce::NodeId;
 
@@ -47,6 +47,8 @@ pub enum Event {
         gradient_norm: f64,
         /// Digest of the new parameters.
         parameters: Digest,
+        /// What that took.
+        took: Aggregation,
     },
     /// Time has passed.
     Tick,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use lockstep_common::config::RunSpec;
 use lockstep_common::hash::Digest;
 use lockstep_common::ledger::Record;
-use lockstep_common::progress::{Event as Progressed, RoundReport};
+use lockstep_common::progress::{Breakdown, Event as Progressed, RoundReport};
 use lockstep_common::protocol::{JoinRequest, MemberId, NodeReport, Refusal, Work};
 use lockstep_common::reduce::NodeId;
 
@@ -34,7 +34,7 @@ pub struct MachineConfig {
 pub(super) enum State {
     /// At an edge, for want of members.
     Waiting,
-    Working(Progress),
+    Working(Box<Progress>),
     Finished,
 }
 
@@ -121,9 +121,9 @@ impl Machine {
             (_, Event::Tick) => self.expire(now, &mut effects),
             (_, Event::Announced(member, report)) => self.announced(now, member, report, &mut effects)?,
             (_, Event::Arrived { member, work, node }) => self.arrived(now, member, work, node, &mut effects)?,
-            (_, Event::Reduced { round, gradient_norm, parameters }) => {
+            (_, Event::Reduced { round, gradient_norm, parameters, took }) => {
                 let progress = self.at_work(Work::Gradient { round })?;
-                progress.reduced = Some(Reduced { gradient_norm, parameters });
+                progress.reduced = Some(Reduced { gradient_norm, parameters, took });
                 self.try_commit(now, round, &mut effects);
             }
         }
@@ -316,9 +316,10 @@ impl Machine {
     fn try_commit(&mut self, now: Duration, round: u64, effects: &mut Vec<Effect>) {
         let State::Working(progress) = &self.state else { return };
         let (Some(totals), Some(reduced)) = (progress.complete(), progress.reduced) else { return };
-        let Reduced { gradient_norm, parameters } = reduced;
+        let Reduced { gradient_norm, parameters, took } = reduced;
         let step = self.config.spec.schedule.step(round);
         let loss = totals.loss / f64::from(totals.samples);
+        let duration = now.saturating_sub(progress.started);
         effects.push(Effect::Record(Record {
             round,
             epoch: step.epoch,
@@ -339,8 +340,8 @@ impl Machine {
             samples: totals.samples,
             parameters,
             workers: progress.contributors(),
-            duration: now.saturating_sub(progress.started),
-            compute: progress.longest_compute,
+            duration,
+            breakdown: Breakdown::of(duration, progress.longest_compute, took, progress.longest_download),
         })));
         self.rounds = round + 1;
         self.samples_seen += u64::from(totals.samples);

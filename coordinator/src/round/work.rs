@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use lockstep_common::hash::Digest;
 use lockstep_common::ledger::Contribution;
+use lockstep_common::progress::Aggregation;
 use lockstep_common::protocol::{MemberId, NodeReport, Work};
 use lockstep_common::reduce::{NodeId, Reduction, Tree};
 
@@ -21,6 +22,8 @@ pub(super) struct Reduced {
     pub(super) gradient_norm: f64,
     /// Digest of the new parameters.
     pub(super) parameters: Digest,
+    /// What that took.
+    pub(super) took: Aggregation,
 }
 
 /// A leaf of the work at hand.
@@ -47,6 +50,8 @@ pub(super) struct Progress {
     /// The new parameters, which may be made before the last node that they were made of is credited.
     pub(super) reduced: Option<Reduced>,
     pub(super) longest_compute: Duration,
+    /// The longest that an assignment waited for its parameters.
+    pub(super) longest_download: Duration,
 }
 
 impl Progress {
@@ -60,6 +65,7 @@ impl Progress {
             totals: Reduction::new(tree),
             reduced: None,
             longest_compute: Duration::ZERO,
+            longest_download: Duration::ZERO,
         }
     }
 
@@ -118,6 +124,7 @@ impl Progress {
             samples: left.samples + right.samples,
         });
         self.longest_compute = self.longest_compute.max(report.compute);
+        self.longest_download = self.longest_download.max(report.waited);
         Some(new)
     }
 

@@ -111,6 +111,7 @@ impl From<&NodeReport> for v1::Announce {
             samples: report.samples,
             digests: digests.into(),
             compute_micros: micros(report.compute),
+            waited_micros: micros(report.waited),
         }
     }
 }
@@ -137,6 +138,7 @@ impl TryFrom<v1::Announce> for NodeReport {
             samples: report.samples,
             digests: digests.iter().map(|bytes| digest(bytes)).collect::<Result<_, _>>().at(M, "digests")?,
             compute: Duration::from_micros(report.compute_micros),
+            waited: Duration::from_micros(report.waited_micros),
         })
     }
 }

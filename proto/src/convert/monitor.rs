@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use lockstep_common::progress::{EpochReport, Event, RoundReport, RunState, RunStatus, TimedEvent, WorkerStatus};
+use lockstep_common::progress::{
+    Breakdown, EpochReport, Event, RoundReport, RunState, RunStatus, TimedEvent, WorkerStatus,
+};
 
 use super::{At, clip, digest, digest_bytes, each, micros, required, text};
 use crate::limits::MAX_TEXT_BYTES;
@@ -21,7 +23,11 @@ impl From<&RoundReport> for v1::RoundReport {
             parameters: digest_bytes(round.parameters),
             workers: round.workers,
             duration_micros: micros(round.duration),
-            compute_micros: micros(round.compute),
+            compute_micros: micros(round.breakdown.compute),
+            transfer_micros: micros(round.breakdown.transfer),
+            reduce_micros: micros(round.breakdown.reduce),
+            update_micros: micros(round.breakdown.update),
+            wait_micros: micros(round.breakdown.wait),
         }
     }
 }
@@ -40,7 +46,13 @@ impl TryFrom<v1::RoundReport> for RoundReport {
             parameters: digest(&round.parameters).at("RoundReport", "parameters")?,
             workers: round.workers,
             duration: Duration::from_micros(round.duration_micros),
-            compute: Duration::from_micros(round.compute_micros),
+            breakdown: Breakdown {
+                compute: Duration::from_micros(round.compute_micros),
+                transfer: Duration::from_micros(round.transfer_micros),
+                reduce: Duration::from_micros(round.reduce_micros),
+                update: Duration::from_micros(round.update_micros),
+                wait: Duration::from_micros(round.wait_micros),
+            },
         })
     }
 }

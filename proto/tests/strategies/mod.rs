@@ -9,7 +9,9 @@ use lockstep_common::data::Dtype;
 use lockstep_common::hash::Digest;
 use lockstep_common::model::{Activation, ConvSpec, LayerSpec, LayoutHash, ModelSpec, Padding, Pair, PoolSpec};
 use lockstep_common::nn::Loss;
-use lockstep_common::progress::{EpochReport, Event, RoundReport, RunState, RunStatus, TimedEvent, WorkerStatus};
+use lockstep_common::progress::{
+    Breakdown, EpochReport, Event, RoundReport, RunState, RunStatus, TimedEvent, WorkerStatus,
+};
 use lockstep_common::protocol::{
     Assignment, FromWorker, Job, JoinRequest, KeepList, LeafTask, MemberId, NodeChunk, NodeReport, Samples, ShardRef,
     Split, ToWorker, Welcome, Work,
@@ -228,14 +230,15 @@ pub fn node_chunk() -> impl Strategy<Value = NodeChunk> {
 
 pub fn node_report() -> impl Strategy<Value = NodeReport> {
     let node = (0u8..6, any::<u32>()).prop_map(|(level, index)| NodeId { level, index: index % (1 << 10) });
-    (work(), node, any::<f64>(), any::<u32>(), any::<u64>(), duration()).prop_map(
-        |(work, node, loss, samples, seed, compute)| NodeReport {
+    (work(), node, any::<f64>(), any::<u32>(), any::<u64>(), duration(), duration()).prop_map(
+        |(work, node, loss, samples, seed, compute, waited)| NodeReport {
             work,
             node,
             loss,
             samples,
             digests: node.leaves().map(|leaf| Digest::of(&(u64::from(leaf) ^ seed).to_le_bytes())).collect(),
             compute,
+            waited,
         },
     )
 }
@@ -269,10 +272,17 @@ fn state() -> impl Strategy<Value = RunState> {
 }
 
 fn round_report() -> impl Strategy<Value = RoundReport> {
-    ((any::<(u64, u32, u32)>(), shown(), shown(), any::<u32>(), any::<u32>()), digest(), duration(), duration())
-        .prop_map(|(((round, epoch, batch), loss, gradient_norm, samples, workers), parameters, duration, compute)| {
-            RoundReport { round, epoch, batch, loss, gradient_norm, samples, parameters, workers, duration, compute }
-        })
+    let counts = (any::<(u64, u32, u32)>(), shown(), shown(), any::<u32>(), any::<u32>());
+    (counts, digest(), duration(), breakdown()).prop_map(
+        |(((round, epoch, batch), loss, gradient_norm, samples, workers), parameters, duration, breakdown)| {
+            RoundReport { round, epoch, batch, loss, gradient_norm, samples, parameters, workers, duration, breakdown }
+        },
+    )
+}
+
+fn breakdown() -> impl Strategy<Value = Breakdown> {
+    (duration(), duration(), duration(), duration(), duration())
+        .prop_map(|(compute, transfer, reduce, update, wait)| Breakdown { compute, transfer, reduce, update, wait })
 }
 
 /// Any float but a negative zero, which monitors may not see.
