@@ -1,6 +1,7 @@
 //! `lockstep`: distributed training of autoencoders, with the same bits for any number of workers.
 
 mod audit;
+mod bench;
 mod data_command;
 mod data_source;
 mod exit;
@@ -50,6 +51,8 @@ enum Command {
     Data(data_command::DataArgs),
     /// Prove from a run's ledger that every sample was used exactly once an epoch
     Audit(audit::AuditArgs),
+    /// Measure this machine, and how much of it training uses
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Command::Model(args) => model_command::run(args),
         Command::Data(args) => data_command::run(args),
         Command::Audit(args) => audit::run(args),
+        Command::Bench(args) => bench::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -13,6 +13,7 @@ pub mod math;
 mod microkernel;
 mod per_isa;
 pub mod pooling;
+pub mod probe;
 mod simd;
 
 pub use isa::{Isa, UnknownIsa};
