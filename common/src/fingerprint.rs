@@ -4,7 +4,7 @@
 //! whose digest equals its own, so that a build with other arithmetic can never mix its bits into a run.
 
 use crate::hash::{Digest, DigestBuilder};
-use crate::kernel::{Isa, elementwise};
+use crate::kernel::{AlignedFloats, Isa, elementwise};
 use crate::model::{Activation, ModelSpec};
 use crate::nn::{Loss, Network, Weights, initial_parameters};
 use crate::rng::{Purpose, Stream};
@@ -28,7 +28,7 @@ pub fn fingerprint(isa: Isa) -> Digest {
     for loss in [Loss::Mse, Loss::BinaryCrossentropy] {
         let network = Network::new(&model, loss, isa);
         let parameters = initial_parameters(&model.layout, 1);
-        let mut packed = vec![0.0; network.packed_len()];
+        let mut packed = AlignedFloats::zeros(network.packed_len());
         network.pack(&parameters, &mut packed);
         let samples: Vec<f32> = (0..3 * network.input_elements()).map(|_| stream.uniform()).collect();
         let write = |i: usize, out: &mut [f32]| {

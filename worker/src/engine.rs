@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lockstep_common::kernel::Isa;
+use lockstep_common::kernel::{AlignedFloats, Isa};
 use lockstep_common::model::{LayoutHash, ModelError};
 use lockstep_common::nn::{Buffers, LeafSource, Network, NodeSum, Weights, evaluate, subtree};
 use lockstep_common::placement::ShardSamples;
@@ -94,7 +94,7 @@ pub struct Engine {
     versions: VecDeque<(u64, Arc<Vec<f32>>)>,
     /// Versions of which some chunks are there.
     partial: BTreeMap<u64, Partial>,
-    packed: Vec<f32>,
+    packed: AlignedFloats,
     packed_version: Option<u64>,
     /// Assignments whose parameters are not there yet, each with the time at which it came.
     waiting: VecDeque<(Instant, Assignment)>,
@@ -131,7 +131,7 @@ impl Engine {
             .map_err(|error| EngineError::Threads(error.to_string()))?;
         let network = Network::new(&model, job.loss, isa);
         Ok(Self {
-            packed: vec![0.0; network.packed_len()],
+            packed: AlignedFloats::zeros(network.packed_len()),
             packed_version: None,
             job,
             network,

@@ -1,7 +1,7 @@
 //! A model's passes over many samples, on all threads.
 
 use anyhow::anyhow;
-use lockstep_common::kernel::Isa;
+use lockstep_common::kernel::{AlignedFloats, Isa};
 use lockstep_common::model_file::TrainedModel;
 use lockstep_common::nn::{Loss, Network, Weights, Workspace};
 use rayon::prelude::*;
@@ -22,14 +22,14 @@ type Pass = fn(&Network, Weights<'_>, usize, &dyn Fn(usize, &mut [f32]), &mut [f
 pub(crate) struct Inference<'a> {
     network: Network,
     parameters: &'a [f32],
-    packed: Vec<f32>,
+    packed: AlignedFloats,
 }
 
 impl<'a> Inference<'a> {
     /// The passes of a model, with `loss` as the one that is measured.
     pub(crate) fn new(trained: &'a TrainedModel, loss: Loss, isa: Isa) -> Self {
         let network = Network::new(&trained.model, loss, isa);
-        let mut packed = vec![0.0; network.packed_len()];
+        let mut packed = AlignedFloats::zeros(network.packed_len());
         network.pack(&trained.parameters, &mut packed);
         Self { network, parameters: &trained.parameters, packed }
     }

@@ -6,6 +6,7 @@
 //! Rust over slices, which is their specification, and compiled once for each instruction set; Rust never reassociates
 //! or contracts floating-point operations, so all versions give the same bits.
 
+mod aligned;
 pub mod contraction;
 pub mod elementwise;
 mod isa;
@@ -16,4 +17,5 @@ pub mod pooling;
 pub mod probe;
 mod simd;
 
+pub use aligned::AlignedFloats;
 pub use isa::{Isa, UnknownIsa};

@@ -5,7 +5,7 @@ use super::loss::Loss;
 use super::op::{Op, unparametrised};
 use crate::kernel::contraction::{After, SLACK};
 use crate::kernel::pooling;
-use crate::kernel::{Isa, elementwise};
+use crate::kernel::{AlignedFloats, Isa, elementwise};
 use crate::model::{Activation, ResolvedModel};
 
 /// Activations of one pass should stay near the core: half a million floats are 2 MiB.
@@ -44,14 +44,14 @@ pub struct Weights<'a> {
 #[derive(Debug)]
 pub struct Workspace {
     /// Input of each op for a pass' samples, and the last op's output; each with [`SLACK`] floats behind it.
-    values: Vec<Vec<f32>>,
+    values: Vec<AlignedFloats>,
     /// Derivatives of the loss by `values`.
-    deltas: Vec<Vec<f32>>,
+    deltas: Vec<AlignedFloats>,
     /// Inputs of activations whose backward pass needs them.
-    kept: Vec<Vec<f32>>,
+    kept: Vec<AlignedFloats>,
     /// Which element of each max pooling window won.
     winners: Vec<Vec<u32>>,
-    scratch: Vec<f32>,
+    scratch: AlignedFloats,
 }
 
 impl Network {
@@ -149,7 +149,8 @@ impl Network {
         self.packed_len
     }
 
-    /// Prepares a version of the parameters for the passes. `packed` has [`Network::packed_len`] floats.
+    /// Prepares a version of the parameters for the passes. `packed` has [`Network::packed_len`] floats; passes are fastest
+    /// if it is aligned ([`AlignedFloats`]).
     pub fn pack(&self, parameters: &[f32], packed: &mut [f32]) {
         assert_eq!(parameters.len(), self.parameters, "parameters of the network");
         for op in &self.ops {
@@ -161,7 +162,7 @@ impl Network {
 
     /// Memory for one thread.
     pub fn workspace(&self) -> Workspace {
-        let buffer = |elements: usize| vec![0.0; elements * self.pass_samples + SLACK];
+        let buffer = |elements: usize| AlignedFloats::zeros(elements * self.pass_samples + SLACK);
         let for_ops = |wanted: &dyn Fn(&Op) -> bool| -> Vec<usize> {
             let sizes = self.ops.iter().zip(&self.elements[1..]);
             sizes.map(|(op, &elements)| if wanted(op) { elements * self.pass_samples } else { 0 }).collect()
@@ -171,9 +172,9 @@ impl Network {
         Workspace {
             values: self.elements.iter().map(|&elements| buffer(elements)).collect(),
             deltas: self.elements.iter().map(|&elements| buffer(elements)).collect(),
-            kept: kept.into_iter().map(|len| vec![0.0; len]).collect(),
+            kept: kept.into_iter().map(AlignedFloats::zeros).collect(),
             winners: winners.into_iter().map(|len| vec![0; len]).collect(),
-            scratch: vec![0.0; self.scratch_len],
+            scratch: AlignedFloats::zeros(self.scratch_len),
         }
     }
 

@@ -1,0 +1,62 @@
+//! Memory for operands of the kernels.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+
+/// A cache line, and the widest vector.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct Line([f32; 16]);
+
+/// A slice of floats that starts at a cache line: a vector that crosses the border of two lines costs two accesses.
+#[derive(Clone, Default)]
+pub struct AlignedFloats {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+impl AlignedFloats {
+    /// `len` zeros.
+    pub fn zeros(len: usize) -> Self {
+        Self { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
+    }
+}
+
+impl Deref for AlignedFloats {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        // SAFETY: a line is 16 floats without padding, and there are lines for at least `len` floats.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+}
+
+impl DerefMut for AlignedFloats {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as above; the lines are borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+impl fmt::Debug for AlignedFloats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("AlignedFloats").field(&&**self).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holds_the_length_asked_for_from_a_cache_line_on() {
+        for len in [0, 1, 15, 16, 17, 1000] {
+            let mut floats = AlignedFloats::zeros(len);
+            assert_eq!(floats.len(), len);
+            assert!(floats.iter().all(|&value| value == 0.0));
+            assert_eq!(floats.as_ptr().align_offset(64), 0);
+            floats.fill(3.0);
+            assert_eq!(floats.clone()[..], vec![3.0; len][..]);
+        }
+    }
+}
