@@ -1,0 +1,182 @@
+//! Golden hashes: the bits that small training runs end in, as they were when the numerics contract got its version.
+//!
+//! Everything else compares one path with another one. A change of an order of summation that all paths share shows
+//! here alone.
+
+use std::num::NonZeroU32;
+
+use lockstep_common::fingerprint::{NUMERICS_VERSION, fingerprint};
+use lockstep_common::hash::sha256_of_floats;
+use lockstep_common::kernel::Isa;
+use lockstep_common::kernel::elementwise::{self, AdamSlices};
+use lockstep_common::model::{ModelSpec, ResolvedModel};
+use lockstep_common::nn::{Buffers, LeafSource, Loss, Network, NodeSum, Weights, initial_parameters, subtree};
+use lockstep_common::optim::adam::{self, Adam, Moments};
+use lockstep_common::reduce::Tree;
+use lockstep_common::rng::{Purpose, Stream};
+use lockstep_common::shard::Schedule;
+
+/// Rounds of every run: two epochs, whose last batches are short.
+const ROUNDS: u64 = 6;
+const SAMPLES: u32 = 41;
+const BATCH_SIZE: u32 = 19;
+const SHARDS: u32 = 4;
+const SEED: u64 = 3;
+
+/// What to do when a hash is another one.
+const ADVICE: &str = "The parameters of a fixed run have other bits than before. If no order of summation, polynomial, \
+    random draw or schedule was changed on purpose, this is a bug: find the change that does it. If it is on purpose: \
+    raise NUMERICS_VERSION in common/src/fingerprint.rs, write the new rule into docs/numerics.md and CHANGELOG.md, \
+    and put the new values here and into cli/tests/same_hash.rs";
+
+/// The samples of one round, shard by shard.
+struct Round<'a> {
+    schedule: &'a Schedule,
+    assignment: &'a [Vec<u32>],
+    round: u64,
+}
+
+impl LeafSource for Round<'_> {
+    fn samples(&self, leaf: u32) -> u32 {
+        self.schedule.leaf_places(self.schedule.step(self.round).batch, leaf).len() as u32
+    }
+
+    fn write(&self, leaf: u32, i: usize, out: &mut [f32]) {
+        let step = self.schedule.step(self.round);
+        let place = self.schedule.leaf_places(step.batch, leaf).start as usize + i;
+        let resting = self.schedule.epoch_order(step.epoch, leaf)[place];
+        write_sample(self.assignment[leaf as usize][resting as usize], out);
+    }
+}
+
+/// Sample `id`: about a third of its elements are exactly 0, as in images.
+fn write_sample(id: u32, out: &mut [f32]) {
+    let mut stream = Stream::new(8, Purpose::SelfTest, id, 0);
+    out.iter_mut().for_each(|value| *value = (stream.uniform() * 1.5 - 0.5).max(0.0));
+}
+
+/// Trains `model` as a run does, and returns its `params_sha256`. With two workers, each computes half of the tree.
+fn train(model: &ResolvedModel, loss: Loss, isa: Isa, workers: usize) -> String {
+    let schedule = Schedule {
+        seed: SEED,
+        samples: NonZeroU32::new(SAMPLES).unwrap(),
+        batch_size: NonZeroU32::new(BATCH_SIZE).unwrap(),
+        tree: Tree::over(SHARDS).unwrap(),
+        shuffle: true,
+    };
+    let assignment = schedule.assignment();
+    let network = Network::new(model, loss, isa);
+    let buffers = Buffers::default();
+    let mut parameters = initial_parameters(&model.layout, SEED);
+    let mut moments = Moments::zero(parameters.len());
+    let adam = Adam { learning_rate: 0.01, ..Adam::default() };
+    for round in 0..ROUNDS {
+        let mut packed = vec![0.0; network.packed_len()];
+        network.pack(&parameters, &mut packed);
+        let weights = Weights { parameters: &parameters, packed: &packed };
+        let source = Round { schedule: &schedule, assignment: &assignment, round };
+        let sum = |node| subtree(&network, weights, node, &source, &buffers);
+        let root = schedule.tree.root();
+        let sum = match workers {
+            1 => sum(root),
+            2 => add(isa, root.children().expect("a root of four leaves").map(sum)),
+            _ => panic!("{workers} workers"),
+        };
+        let mut updated = vec![0.0; parameters.len()];
+        let slices = AdamSlices {
+            parameters: &parameters,
+            gradient_sum: &sum.gradient,
+            first_moment: &mut moments.first,
+            second_moment: &mut moments.second,
+            updated: &mut updated,
+        };
+        adam::apply(isa, adam.step(round + 1, sum.samples), slices);
+        parameters = updated;
+    }
+    sha256_of_floats(&parameters)
+}
+
+fn add(isa: Isa, [mut left, right]: [NodeSum; 2]) -> NodeSum {
+    elementwise::add(isa, &mut left.gradient, &right.gradient);
+    NodeSum { gradient: left.gradient, loss: left.loss + right.loss, samples: left.samples + right.samples }
+}
+
+/// Scenario: the model is trained on every instruction set, by one worker and by two. Property: its parameters are the
+/// golden ones.
+fn check(text: &str, loss: Loss, golden: &str) {
+    let model = ModelSpec::from_toml(text).unwrap().resolve().unwrap();
+    for isa in Isa::available() {
+        for workers in [1, 2] {
+            let got = train(&model, loss, isa, workers);
+            assert_eq!(got, golden, "{} ({loss}) on {isa}, workers: {workers}. {ADVICE}", model.spec.name);
+        }
+    }
+}
+
+/// Wide enough for every panel, and a code that fills no vector.
+const DENSE: &str = r#"
+    name = "dense"
+    input = [196]
+    encoder = [
+        { layer = "dense", units = 83, activation = "relu" },
+        { layer = "dense", units = 13 },
+    ]
+    decoder = [
+        { layer = "dense", units = 83, activation = "relu" },
+        { layer = "dense", units = 196, activation = "sigmoid" },
+    ]
+"#;
+
+#[test]
+fn a_dense_model() {
+    check(DENSE, Loss::Mse, "8c2a603ab5d8ce0ad1056256f38c55b7b247babcb2cf1765f86a82dded44fef7");
+    check(DENSE, Loss::BinaryCrossentropy, "6080bfa20b9c77ad6e5d30eda269e159b06ce1c6ee6eb15e647972788de94f50");
+}
+
+/// The layers of the founding article, at a quarter of the size.
+#[test]
+fn a_convolutional_model() {
+    check(
+        include_str!("golden/article.toml"),
+        Loss::Mse,
+        "2f6cce41ae3de8d8d998d0678610ce413afc4869f1fbb9374bf34115240fff02",
+    );
+}
+
+/// More channels than a vector has lanes, and gathers that go tap by tap.
+#[test]
+fn a_convolutional_model_with_many_channels() {
+    check(
+        include_str!("golden/wide_channels.toml"),
+        Loss::Mse,
+        "70be53269a9726e152541f43a13fa31695ee70c0921f0563ddbd998adea86072",
+    );
+}
+
+/// Every kind of layer and most activations. What is added to the model's file changes the hashes, and no rule.
+#[test]
+fn the_self_test_model() {
+    check(
+        include_str!("../models/self-test.toml"),
+        Loss::Mse,
+        "e3cb0fb57b166cb8cb676907387d55f4c33ccd1609f930f6f4f294c83f03ecad",
+    );
+    check(
+        include_str!("../models/self-test.toml"),
+        Loss::BinaryCrossentropy,
+        "5200905073d69bb2f1b95f1cedba735527e897248c15ba21251612cd19016dd2",
+    );
+}
+
+/// What workers announce when they join: whoever has another one is refused. A new activation or a layer more in the
+/// self-test model changes it, and no rule.
+#[test]
+fn the_fingerprint() {
+    for isa in Isa::available() {
+        assert_eq!(
+            fingerprint(isa).to_string(),
+            "b0e93635b88cf8e0d1f1d1bdd877e38d",
+            "on {isa}, NUMERICS_VERSION {NUMERICS_VERSION}. {ADVICE}"
+        );
+    }
+}
