@@ -7,6 +7,7 @@ use lockstep_common::kernel::contraction::{
 };
 use lockstep_common::kernel::elementwise::{self, AdamSlices, AdamStep};
 use lockstep_common::kernel::pooling::{self, Windows};
+use lockstep_common::kernel::transpose::{MatrixShape, transpose};
 use lockstep_common::model::{Activation, Pair};
 use lockstep_common::rng::{Purpose, Stream};
 
@@ -537,19 +538,24 @@ fn copies_move_every_element_to_its_place() {
             let from: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
             for isa in Isa::available() {
                 let mut to = vec![CANARY; columns * stride];
-                elementwise::transpose(isa, &from, columns, &mut to, stride);
+                let shape = MatrixShape { rows, columns, stride: columns };
+                transpose(isa, &from, shape, &mut to, stride);
                 for (i, value) in to.iter().enumerate() {
                     let (column, row) = (i / stride, i % stride);
                     let expected = if row < rows { from[row * columns + column] } else { CANARY };
                     assert_eq!(value.to_bits(), expected.to_bits(), "transpose of {rows} x {columns} on {isa}: {i}");
                 }
             }
-            let (start, count) = (columns / 3, columns.div_ceil(2));
-            let mut to = vec![CANARY; rows * (count + 2)];
-            elementwise::copy_columns(&from, columns, start, count, &mut to, count + 2);
-            for (row, to) in to.chunks_exact(count + 2).enumerate() {
-                let expected = [&from[row * columns + start..][..count], &[CANARY; 2]].concat();
-                assert_same_bits(&format!("columns of {rows} x {columns}"), to, &expected);
+            for (start, count, gap) in [(columns / 3, columns.div_ceil(2), 2), (columns / 2, 8.min(columns / 2), 0)] {
+                let (width, expected_gap) = (count + gap, vec![CANARY; gap]);
+                for isa in Isa::available().into_iter().filter(|_| width > 0) {
+                    let mut to = vec![CANARY; rows * width];
+                    elementwise::copy_columns(isa, &from, columns, start, count, &mut to, width);
+                    for (row, to) in to.chunks_exact(width).enumerate() {
+                        let expected = [&from[row * columns + start..][..count], &expected_gap].concat();
+                        assert_same_bits(&format!("columns of {rows} x {columns} on {isa}"), to, &expected);
+                    }
+                }
             }
         }
     }

@@ -147,10 +147,12 @@ fn with_channels(channels: usize) -> ModelSpec {
 
 #[test]
 fn small_models_at_leaf_sizes_around_a_pass() {
-    for spec in [small_article(), self_test()] {
+    for spec in dense_models().into_iter().chain([small_article(), self_test()]) {
         for loss in [Loss::Mse, Loss::BinaryCrossentropy] {
             check(&Subject::new(&spec, loss), &leaf_sizes(4), &[1, 3, 4, 7]);
         }
+    }
+    for spec in [small_article(), self_test()] {
         // The number of samples that a network chooses for itself.
         let subject = Subject::new(&spec, Loss::Mse);
         let own = Network::new(&subject.model, Loss::Mse, Isa::best()).pass_samples();
@@ -221,7 +223,7 @@ impl LeafSource for Leaves<'_> {
 #[test]
 fn subtrees_for_any_number_of_threads_and_any_split() {
     let tree = Tree::over(16).unwrap();
-    for spec in [small_article(), self_test()] {
+    for spec in dense_models().into_iter().chain([small_article(), self_test()]) {
         let subject = Subject { uneven: true, ..Subject::new(&spec, Loss::Mse) };
         let name = subject.name();
         let mut of_first_isa = None;
@@ -252,6 +254,79 @@ fn subtrees_for_any_number_of_threads_and_any_split() {
             assert_eq!(*of_first_isa.get_or_insert(Bits::of_node(&expected)), bits, "{name}: {isa}");
         }
     }
+}
+
+/// Dense layers alone, so that a pass takes whole leaves and threads share it: enough products for that, pixels that meet
+/// the same weights, activations that need their input.
+fn dense_models() -> [ModelSpec; 2] {
+    let shared = r#"
+        name = "shared"
+        input = [131]
+        encoder = [{ layer = "dense", units = 150, activation = "relu" }, { layer = "dense", units = 9, activation = "silu" }]
+        decoder = [{ layer = "dense", units = 131, activation = "sigmoid" }]
+    "#;
+    let pixels = r#"
+        name = "pixels"
+        input = [5, 3]
+        encoder = [
+            { layer = "dense", units = 17, activation = "relu" },
+            { layer = "flatten" },
+            { layer = "dense", units = 4, use_bias = false },
+        ]
+        decoder = [{ layer = "dense", units = 15, activation = "relu" }, { layer = "activation", activation = "tanh" },
+                   { layer = "reshape", target_shape = [5, 3] }]
+    "#;
+    [file(shared), file(pixels)]
+}
+
+#[test]
+fn groups_of_leaves_are_sums_leaf_by_leaf() {
+    for spec in dense_models().into_iter().chain([small_article()]) {
+        let subject = Subject { uneven: true, ..Subject::new(&spec, Loss::Mse) };
+        let name = subject.name();
+        let leaves = Leaves(&subject);
+        let specification = Network::with_pass_samples(&subject.model, subject.loss, Isa::SCALAR, 1);
+        for shards in [1, 2, 8, 64] {
+            let root = Tree::over(shards).unwrap().root();
+            let (gradient, loss) = leaf_by_leaf(&subject, &specification, root, &leaves);
+            let expected = Bits::of(&gradient, loss);
+            // Passes that hold all leaves, some of them, or less than one.
+            for (isa, pass) in Isa::available().into_iter().flat_map(|isa| [(isa, 1000), (isa, 16), (isa, 2)]) {
+                let network = Network::with_pass_samples(&subject.model, subject.loss, isa, pass);
+                let mut packed = vec![0.0; network.packed_len()];
+                network.pack(&subject.parameters, &mut packed);
+                let weights = Weights { parameters: &subject.parameters, packed: &packed };
+                for threads in 1..=4 {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    let place = format!("{name}: {shards} leaves, {threads} threads, {pass} samples a pass, {isa}");
+                    pool.install(|| {
+                        let buffers = Buffers::default();
+                        let sum = subtree(&network, weights, root, &leaves, &buffers);
+                        assert_eq!(Bits::of_node(&sum), expected, "{place}");
+                        let evaluated = evaluate(&network, weights, root, &leaves, &buffers);
+                        assert_eq!(evaluated.loss.to_bits(), expected.loss, "evaluation of {place}");
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// The sum of a node by the specification: leaf by leaf, then plain additions.
+fn leaf_by_leaf(subject: &Subject, network: &Network, node: NodeId, leaves: &Leaves<'_>) -> (Vec<f32>, f64) {
+    let Some([left, right]) = node.children() else {
+        let mut packed = vec![0.0; network.packed_len()];
+        network.pack(&subject.parameters, &mut packed);
+        let weights = Weights { parameters: &subject.parameters, packed: &packed };
+        let write = |i: usize, out: &mut [f32]| leaves.write(node.index, i, out);
+        let mut gradient = vec![f32::NAN; network.parameters()];
+        let samples = leaves.samples(node.index) as usize;
+        let loss = network.leaf_gradient(weights, samples, &write, &mut gradient, &mut network.workspace());
+        return (gradient, loss);
+    };
+    let (left, left_loss) = leaf_by_leaf(subject, network, left, leaves);
+    let (right, right_loss) = leaf_by_leaf(subject, network, right, leaves);
+    (left.iter().zip(&right).map(|(left, right)| left + right).collect(), left_loss + right_loss)
 }
 
 /// The sum of a node from its children's, which are computed apart, as by two workers.

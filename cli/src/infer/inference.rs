@@ -3,7 +3,7 @@
 use anyhow::anyhow;
 use lockstep_common::kernel::{AlignedFloats, Isa};
 use lockstep_common::model_file::TrainedModel;
-use lockstep_common::nn::{Loss, Network, Weights, Workspace};
+use lockstep_common::nn::{Loss, Network, Weights, Workspace, WriteSample};
 use rayon::prelude::*;
 
 use crate::exit::usage;
@@ -15,7 +15,7 @@ const BLOCK_SAMPLES: usize = 64;
 pub(crate) type Read<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
 
 /// [`Network::encode`] or [`Network::reconstruct`].
-type Pass = fn(&Network, Weights<'_>, usize, &dyn Fn(usize, &mut [f32]), &mut [f32], &mut Workspace);
+type Pass = fn(&Network, Weights<'_>, usize, &WriteSample<'_>, &mut [f32], &mut Workspace);
 
 /// A network with weights. Its methods run in the current rayon pool; their results do not depend on its size.
 #[derive(Debug)]

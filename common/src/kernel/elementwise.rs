@@ -44,6 +44,15 @@ fn chain(gradient: &mut [f32], at: &[f32], derivative: impl Fn(f32) -> f32) {
     }
 }
 
+#[inline(always)]
+fn copy_whole_rows<const WIDTH: usize>(from: &[f32], columns: usize, start: usize, to: &mut [f32]) {
+    for (to, from) in to.as_chunks_mut::<WIDTH>().0.iter_mut().zip(from.chunks_exact(columns)) {
+        if let Some(from) = from[start..].first_chunk::<WIDTH>() {
+            *to = *from;
+        }
+    }
+}
+
 /// Whether the backward pass of an activation needs its inputs; the others are expressed by their outputs.
 pub fn needs_input(activation: Activation) -> bool {
     matches!(activation, Activation::Softplus | Activation::Silu | Activation::Gelu | Activation::Mish)
@@ -200,17 +209,17 @@ per_isa! {
         }
     }
 
-    /// Writes the transpose of `rows` (each `columns` long) to `to`, whose rows are `stride` apart.
-    pub fn transpose(rows: &[f32], columns: usize, to: &mut [f32], stride: usize) {
-        /// A block of both matrices stays in the L1 cache.
-        const BLOCK: usize = 16;
-        let count = rows.len() / columns;
-        for top in (0..count).step_by(BLOCK) {
-            for left in (0..columns).step_by(BLOCK) {
-                for column in left..(left + BLOCK).min(columns) {
-                    for row in top..(top + BLOCK).min(count) {
-                        to[column * stride + row] = rows[row * columns + column];
-                    }
+    /// Copies `count` columns, from column `start` on, of rows that are `columns` wide to rows that are `width` apart.
+    pub fn copy_columns(from: &[f32], columns: usize, start: usize, count: usize, to: &mut [f32], width: usize) {
+        // Lengths that the compiler knows become a few vector moves instead of a call for each row.
+        match (count, width) {
+            (64, 64) => copy_whole_rows::<64>(from, columns, start, to),
+            (32, 32) => copy_whole_rows::<32>(from, columns, start, to),
+            (16, 16) => copy_whole_rows::<16>(from, columns, start, to),
+            (8, 8) => copy_whole_rows::<8>(from, columns, start, to),
+            _ => {
+                for (to, from) in to.chunks_exact_mut(width).zip(from.chunks_exact(columns)) {
+                    to[..count].copy_from_slice(&from[start..start + count]);
                 }
             }
         }
@@ -268,11 +277,4 @@ pub struct AdamSlices<'a> {
     pub second_moment: &'a mut [f32],
     /// Parameters after the step.
     pub updated: &'a mut [f32],
-}
-
-/// Copies `count` columns, from column `start` on, of rows that are `columns` wide to rows that are `width` apart.
-pub fn copy_columns(from: &[f32], columns: usize, start: usize, count: usize, to: &mut [f32], width: usize) {
-    for (to, from) in to.chunks_exact_mut(width).zip(from.chunks_exact(columns)) {
-        to[..count].copy_from_slice(&from[start..start + count]);
-    }
 }

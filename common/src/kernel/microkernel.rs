@@ -51,14 +51,18 @@ pub(super) enum Finish {
 /// A block of outputs: `c[row.c + j] = finish(start + sum over repeats, runs, k of a[..] * b[..])` for
 /// `j < columns`, where the product of step `k` of a run in repeat `r` is
 /// `a[row.a + r * a_repeat + run.a + k * a_step] * b[(r * b_repeat + run.b + k) * b_stride + j]`.
+///
+/// The repeats come in *segments*. Each is a sum of its own, from `start`; a number of segments that is a power of two
+/// is added as a perfect binary tree, left + right, before `finish`.
 pub(super) struct Block<'a> {
     pub a: *const f32,
     pub b: *const f32,
     pub c: *mut f32,
     pub rows: &'a [Row],
     pub runs: &'a [Run],
-    /// How often the runs are gone through, with which offsets (in floats of `a`, in rows of `b`).
-    pub repeats: usize,
+    /// How often each segment goes through the runs.
+    pub segments: &'a [usize],
+    /// Offsets of a repeat (in floats of `a`, in rows of `b`).
     pub a_repeat: usize,
     pub b_repeat: usize,
     pub a_step: usize,
@@ -82,6 +86,18 @@ pub(super) fn panel_widths(isa: Isa) -> &'static [usize] {
         Kind::Neon => &[16, 8],
     }
 }
+
+impl Block<'_> {
+    /// Whether repeats go on where the last one ended, so that a segment is one long run.
+    fn is_one_stretch(&self) -> bool {
+        matches!(self.runs, [Run { depth, .. }]
+            if self.a_repeat == *depth as usize * self.a_step && self.b_repeat == *depth as usize)
+    }
+}
+
+/// Segments that a block may have: a tile keeps a sum for each level of their tree.
+pub(super) const MAX_SEGMENTS: usize = 1 << MAX_LEVELS;
+const MAX_LEVELS: usize = 8;
 
 /// The narrowest panel that holds `columns` columns.
 pub(super) fn panel_width(isa: Isa, columns: usize) -> usize {
@@ -179,25 +195,35 @@ unsafe fn rows_of_width<S: Simd, const R: usize, const V: usize, const WHOLE: bo
     }
 }
 
-/// The largest tile of any instruction set: 8 rows of 64 columns.
+/// Sums of a tile in memory. The largest one of any instruction set has 8 rows of 64 columns.
 #[repr(align(64))]
-struct Scratch(std::mem::MaybeUninit<[f32; 8 * 64]>);
+struct Sums(std::mem::MaybeUninit<[f32; 8 * 64]>);
 
-/// One tile: start values into scratch memory, products in registers, results from scratch memory to `c`.
+impl Sums {
+    const UNINIT: Self = Self(std::mem::MaybeUninit::uninit());
+
+    fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.0.as_mut_ptr().cast()
+    }
+}
+
+/// One tile: start values, products and the tree of the segments in registers, results from memory to `c`.
 ///
 /// The start values take the way through memory so that the compiler does not know them to be equal; it would merge
 /// accumulators and shuffle them apart again.
 #[inline(always)]
 unsafe fn tile<S: Simd, const R: usize, const V: usize, const WHOLE: bool>(block: &Block<'_>, rows: &[Row; R]) {
-    let mut scratch = Scratch(std::mem::MaybeUninit::uninit());
-    let scratch = scratch.0.as_mut_ptr().cast::<f32>();
+    let mut starts = Sums::UNINIT;
+    // Sums of complete subtrees of segments, the largest first, none of them under another one.
+    let mut subtrees = [Sums::UNINIT; MAX_LEVELS + 1];
     let lanes = |v: usize| if WHOLE { S::LANES } else { block.columns.saturating_sub(v * S::LANES).min(S::LANES) };
-    // SAFETY: scratch holds R * V vectors; partial accesses stay within the block's columns, and whole ones happen only
+    // SAFETY: `Sums` hold R * V vectors; partial accesses stay within the block's columns, and whole ones happen only
     // when all columns of the panel are there; the rest is the caller's promise.
     unsafe {
         let load = |from: *const f32, v: usize| {
             if WHOLE { S::load(from.add(v * S::LANES)) } else { partial::<S>(from, v, lanes(v)) }
         };
+        let starts = starts.as_mut_ptr();
         for (i, row) in rows.iter().enumerate() {
             for v in 0..V {
                 let start = match block.start {
@@ -205,13 +231,14 @@ unsafe fn tile<S: Simd, const R: usize, const V: usize, const WHOLE: bool>(block
                     Start::Accumulate => load(block.c.add(row.c as usize), v),
                     Start::Bias(bias) => load(bias, v),
                 };
-                S::store(scratch.add((i * V + v) * S::LANES), start);
+                S::store(starts.add((i * V + v) * S::LANES), start);
             }
         }
-        products::<S, R, V>(block, rows, scratch);
+        sum_segments::<S, R, V>(block, rows, starts, &mut subtrees);
+        let sums = subtrees[0].as_mut_ptr();
         for (i, row) in rows.iter().enumerate() {
             for v in 0..V {
-                let sum = S::load(scratch.add((i * V + v) * S::LANES));
+                let sum = S::load(sums.add((i * V + v) * S::LANES));
                 let result = match block.finish {
                     Finish::Keep => sum,
                     Finish::Relu => S::gate(sum, sum),
@@ -234,30 +261,81 @@ unsafe fn partial<S: Simd>(from: *const f32, v: usize, lanes: usize) -> S::Vecto
     unsafe { if lanes == 0 { S::splat(0.0) } else { S::load_partial(from.add(v * S::LANES), lanes) } }
 }
 
-/// The register-critical loop: `R` x `V` accumulators from `sums`, all products, back to `sums`.
+/// The sums of all segments, added as a tree, into `subtrees[0]`.
+///
+/// Segment `k` completes as many subtrees as `k` has ones at its end in binary: then their left halves wait on the
+/// stack, the last one on top.
 // Counted loops over the const sizes are what the compiler unrolls; iterators over the same arrays it does not always.
 #[expect(clippy::needless_range_loop)]
 #[inline(always)]
-unsafe fn products<S: Simd, const R: usize, const V: usize>(block: &Block<'_>, rows: &[Row; R], sums: *mut f32) {
-    // SAFETY: `sums` holds R * V vectors; operands are readable by the caller's promise.
+unsafe fn sum_segments<S: Simd, const R: usize, const V: usize>(
+    block: &Block<'_>,
+    rows: &[Row; R],
+    starts: *const f32,
+    subtrees: &mut [Sums; MAX_LEVELS + 1],
+) {
+    let one_stretch = block.is_one_stretch();
+    let mut waiting = 0;
+    // SAFETY: `Sums` hold R * V vectors; operands are readable by the caller's promise; bases past the last segment
+    // are never read from.
     unsafe {
-        let mut acc = [[S::splat(0.0); V]; R];
-        for i in 0..R {
-            for v in 0..V {
-                acc[i][v] = S::load(sums.add((i * V + v) * S::LANES));
+        let mut a = block.a;
+        let mut b = block.b;
+        for (k, &repeats) in block.segments.iter().enumerate() {
+            let mut acc = [[S::splat(0.0); V]; R];
+            for i in 0..R {
+                for v in 0..V {
+                    acc[i][v] = S::load(starts.add((i * V + v) * S::LANES));
+                }
             }
+            let (repeats_of_runs, depth_factor) = if one_stretch { (1, repeats) } else { (repeats, 1) };
+            products::<S, R, V>(&Block { a, b, ..*block }, rows, repeats_of_runs, depth_factor, &mut acc);
+            a = a.wrapping_add(repeats * block.a_repeat);
+            b = b.wrapping_add(repeats * block.b_repeat * block.b_stride);
+            for _ in 0..k.trailing_ones() {
+                waiting -= 1;
+                let left = subtrees[waiting].as_mut_ptr();
+                for i in 0..R {
+                    for v in 0..V {
+                        acc[i][v] = S::add(S::load(left.add((i * V + v) * S::LANES)), acc[i][v]);
+                    }
+                }
+            }
+            let sums = subtrees[waiting].as_mut_ptr();
+            for i in 0..R {
+                for v in 0..V {
+                    S::store(sums.add((i * V + v) * S::LANES), acc[i][v]);
+                }
+            }
+            waiting += 1;
         }
+    }
+}
+
+/// The register-critical loop: all products of one segment, added to `R` x `V` accumulators. The runs are gone through
+/// `repeats` times, each with `depth_factor` times its depth.
+#[expect(clippy::needless_range_loop)]
+#[inline(always)]
+unsafe fn products<S: Simd, const R: usize, const V: usize>(
+    block: &Block<'_>,
+    rows: &[Row; R],
+    repeats: usize,
+    depth_factor: usize,
+    acc: &mut [[S::Vector; V]; R],
+) {
+    // SAFETY: operands are readable by the caller's promise.
+    unsafe {
         let mut a_rows = [block.a; R];
         for i in 0..R {
             a_rows[i] = block.a.add(rows[i].a as usize);
         }
         let mut b_base = block.b;
         let mut a_base = 0isize;
-        for _ in 0..block.repeats {
+        for _ in 0..repeats {
             for run in block.runs {
                 let mut a = a_base + run.a as isize;
                 let mut b = b_base.wrapping_add(run.b as usize * block.b_stride);
-                for _ in 0..run.depth {
+                for _ in 0..run.depth as usize * depth_factor {
                     let mut columns = [S::splat(0.0); V];
                     for v in 0..V {
                         columns[v] = S::load(b.add(v * S::LANES));
@@ -274,11 +352,6 @@ unsafe fn products<S: Simd, const R: usize, const V: usize>(block: &Block<'_>, r
             }
             a_base += block.a_repeat as isize;
             b_base = b_base.wrapping_add(block.b_repeat * block.b_stride);
-        }
-        for i in 0..R {
-            for v in 0..V {
-                S::store(sums.add((i * V + v) * S::LANES), acc[i][v]);
-            }
         }
     }
 }

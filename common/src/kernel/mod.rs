@@ -16,6 +16,7 @@ mod per_isa;
 pub mod pooling;
 pub mod probe;
 mod simd;
+pub mod transpose;
 
 pub use aligned::AlignedFloats;
 pub use isa::{Isa, UnknownIsa};

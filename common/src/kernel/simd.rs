@@ -20,10 +20,14 @@ pub(super) trait Simd: Copy {
     unsafe fn store_partial(to: *mut f32, vector: Self::Vector, lanes: usize);
     /// The same float in every lane.
     unsafe fn splat(value: f32) -> Self::Vector;
+    /// `a + b`
+    unsafe fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// `a * b + c`, rounded once.
     unsafe fn multiply_add(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
     /// Per lane: 0 where `gate <= 0`, else `value`. A NaN gate lets the value through, so that NaN stays visible.
     unsafe fn gate(gate: Self::Vector, value: Self::Vector) -> Self::Vector;
+    /// Writes the transpose of `LANES` rows of `LANES` floats, with the given distances from row to row.
+    unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize);
 }
 
 /// The specification: eight lanes of `f32::mul_add`.
@@ -67,6 +71,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn add(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
     unsafe fn multiply_add(a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
         std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
@@ -74,6 +83,16 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn gate(gate: [f32; 8], value: [f32; 8]) -> [f32; 8] {
         std::array::from_fn(|i| if gate[i] <= 0.0 { 0.0 } else { value[i] })
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+        for row in 0..8 {
+            for column in 0..8 {
+                // SAFETY: valid for 8 rows of 8 floats by the trait's contract.
+                unsafe { *to.add(column * to_stride + row) = *from.add(row * stride + column) }
+            }
+        }
     }
 }
 
@@ -123,6 +142,12 @@ pub(super) mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn add(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: see above.
+            unsafe { _mm256_add_ps(a, b) }
+        }
+
+        #[inline(always)]
         unsafe fn multiply_add(a: __m256, b: __m256, c: __m256) -> __m256 {
             // SAFETY: see above.
             unsafe { _mm256_fmadd_ps(a, b, c) }
@@ -132,6 +157,37 @@ pub(super) mod x86 {
         unsafe fn gate(gate: __m256, value: __m256) -> __m256 {
             // SAFETY: see above.
             unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLE_UQ>(gate, _mm256_setzero_ps()), value) }
+        }
+
+        // Pairs of rows, then of pairs, then of halves: after each step twice as many rows lie side by side.
+        #[inline(always)]
+        unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+            // SAFETY: see above; 8 rows of 8 floats each.
+            unsafe {
+                let mut rows = [_mm256_setzero_ps(); 8];
+                for (i, row) in rows.iter_mut().enumerate() {
+                    *row = _mm256_loadu_ps(from.add(i * stride));
+                }
+                let mut pairs = [_mm256_setzero_ps(); 8];
+                for i in 0..4 {
+                    pairs[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+                    pairs[2 * i + 1] = _mm256_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+                }
+                let mut fours = [_mm256_setzero_ps(); 8];
+                for i in 0..2 {
+                    for half in 0..2 {
+                        let (upper, lower) = (pairs[4 * i + half], pairs[4 * i + half + 2]);
+                        fours[4 * i + 2 * half] = _mm256_shuffle_ps::<0x44>(upper, lower);
+                        fours[4 * i + 2 * half + 1] = _mm256_shuffle_ps::<0xee>(upper, lower);
+                    }
+                }
+                for i in 0..4 {
+                    let left = _mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]);
+                    let right = _mm256_permute2f128_ps::<0x31>(fours[i], fours[i + 4]);
+                    _mm256_storeu_ps(to.add(i * to_stride), left);
+                    _mm256_storeu_ps(to.add((i + 4) * to_stride), right);
+                }
+            }
         }
     }
 
@@ -182,6 +238,12 @@ pub(super) mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn add(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: see above.
+            unsafe { _mm512_add_ps(a, b) }
+        }
+
+        #[inline(always)]
         unsafe fn multiply_add(a: __m512, b: __m512, c: __m512) -> __m512 {
             // SAFETY: see above.
             unsafe { _mm512_fmadd_ps(a, b, c) }
@@ -191,6 +253,42 @@ pub(super) mod x86 {
         unsafe fn gate(gate: __m512, value: __m512) -> __m512 {
             // SAFETY: see above.
             unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLE_UQ>(gate, _mm512_setzero_ps()), value) }
+        }
+
+        // As for AVX2; quarter `q` of `fours[4 * i + c]` is column `4 * q + c` of rows `4 * i` to `4 * i + 3`.
+        #[inline(always)]
+        unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+            // SAFETY: see above; 16 rows of 16 floats each.
+            unsafe {
+                let mut rows = [_mm512_setzero_ps(); 16];
+                for (i, row) in rows.iter_mut().enumerate() {
+                    *row = _mm512_loadu_ps(from.add(i * stride));
+                }
+                let mut pairs = [_mm512_setzero_ps(); 16];
+                for i in 0..8 {
+                    pairs[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+                    pairs[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+                }
+                let mut fours = [_mm512_setzero_ps(); 16];
+                for i in 0..4 {
+                    for half in 0..2 {
+                        let (upper, lower) = (pairs[4 * i + half], pairs[4 * i + half + 2]);
+                        fours[4 * i + 2 * half] = _mm512_shuffle_ps::<0x44>(upper, lower);
+                        fours[4 * i + 2 * half + 1] = _mm512_shuffle_ps::<0xee>(upper, lower);
+                    }
+                }
+                for c in 0..4 {
+                    let even_upper = _mm512_shuffle_f32x4::<0x88>(fours[c], fours[4 + c]);
+                    let odd_upper = _mm512_shuffle_f32x4::<0xdd>(fours[c], fours[4 + c]);
+                    let even_lower = _mm512_shuffle_f32x4::<0x88>(fours[8 + c], fours[12 + c]);
+                    let odd_lower = _mm512_shuffle_f32x4::<0xdd>(fours[8 + c], fours[12 + c]);
+                    let store = |column: usize, values| _mm512_storeu_ps(to.add(column * to_stride), values);
+                    store(c, _mm512_shuffle_f32x4::<0x88>(even_upper, even_lower));
+                    store(4 + c, _mm512_shuffle_f32x4::<0x88>(odd_upper, odd_lower));
+                    store(8 + c, _mm512_shuffle_f32x4::<0xdd>(even_upper, even_lower));
+                    store(12 + c, _mm512_shuffle_f32x4::<0xdd>(odd_upper, odd_lower));
+                }
+            }
         }
     }
 }
@@ -249,6 +347,12 @@ pub(super) mod arm {
         }
 
         #[inline(always)]
+        unsafe fn add(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+            // SAFETY: see above.
+            unsafe { vaddq_f32(a, b) }
+        }
+
+        #[inline(always)]
         unsafe fn multiply_add(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
             // SAFETY: see above.
             unsafe { vfmaq_f32(c, a, b) }
@@ -260,6 +364,23 @@ pub(super) mod arm {
             unsafe {
                 let closed = vcleq_f32(gate, vdupq_n_f32(0.0));
                 vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(value), closed))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+            // Reading every fourth float of 16 is a transpose.
+            let mut rows = [0.0f32; 16];
+            // SAFETY: see above; 4 rows of 4 floats each.
+            unsafe {
+                for i in 0..4 {
+                    vst1q_f32(rows.as_mut_ptr().add(4 * i), vld1q_f32(from.add(i * stride)));
+                }
+                let columns = vld4q_f32(rows.as_ptr());
+                vst1q_f32(to, columns.0);
+                vst1q_f32(to.add(to_stride), columns.1);
+                vst1q_f32(to.add(2 * to_stride), columns.2);
+                vst1q_f32(to.add(3 * to_stride), columns.3);
             }
         }
     }

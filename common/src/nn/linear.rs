@@ -61,8 +61,8 @@ impl Linear {
             to_high,
             channels_out: if to_high { channels.high } else { channels.low },
             output_elements: layer.output.elements(),
-            kernel: range(layout, &layer.place, "kernel").expect("a layer with weights has a kernel"),
-            bias: range(layout, &layer.place, "bias"),
+            kernel: parameter_range(layout, &layer.place, "kernel").expect("a layer with weights has a kernel"),
+            bias: parameter_range(layout, &layer.place, "bias"),
             forward,
             packed_forward,
             backward,
@@ -170,7 +170,8 @@ pub(super) struct InputGradientPass<'a> {
     pub(super) scratch: &'a mut [f32],
 }
 
-fn range(layout: &Layout, place: &LayerPlace, name: &str) -> Option<Range<usize>> {
+/// Where a layer's parameter lies.
+pub(super) fn parameter_range(layout: &Layout, place: &LayerPlace, name: &str) -> Option<Range<usize>> {
     layout.find(&format!("{place}.{name}")).map(|entry| entry.range.clone())
 }
 

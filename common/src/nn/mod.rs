@@ -1,13 +1,17 @@
 //! Networks: a resolved model turned into plans, and the passes over them.
 
+mod dense;
 mod initialise;
 mod linear;
 mod loss;
 mod network;
 mod op;
 mod subtree;
+mod sums;
+mod workspace;
 
 pub use initialise::initial_parameters;
 pub use loss::Loss;
-pub use network::{Network, Weights, Workspace};
+pub use network::{Network, Weights, WriteSample};
 pub use subtree::{Buffers, LeafSource, NodeSum, evaluate, subtree};
+pub use workspace::Workspace;

@@ -1,34 +1,58 @@
 //! A model's forward and backward passes over a few samples at a time.
 
+use super::dense::{DenseLayer, DenseOperands, is_dense};
 use super::linear::{ForwardPass, GradientPass, InputGradientPass, Linear};
 use super::loss::Loss;
 use super::op::{Op, unparametrised};
-use crate::kernel::contraction::{After, SLACK};
+use super::workspace::Workspace;
+use crate::kernel::contraction::After;
 use crate::kernel::pooling;
-use crate::kernel::{AlignedFloats, Isa, elementwise};
+use crate::kernel::{Isa, elementwise};
 use crate::model::{Activation, ResolvedModel};
 
 /// Activations of one pass should stay near the core: half a million floats are 2 MiB.
 const PASS_FLOATS: usize = 1 << 19;
 /// More samples than this do not make a pass faster.
 const MAX_PASS_SAMPLES: usize = 64;
+/// Networks of dense layers read all weights in every pass, so passes are as large as memory allows: 16 million floats
+/// are 64 MiB, and twice that with their derivatives.
+const DENSE_PASS_FLOATS: usize = 1 << 24;
+/// More samples than this hide the weights' way from memory well enough.
+const MAX_DENSE_PASS_SAMPLES: usize = 1024;
 
 /// A model as plans: what is computed, in which order, on which instruction set.
 ///
 /// A network holds no parameters and no activations, so that threads can share it.
 #[derive(Debug)]
 pub struct Network {
-    isa: Isa,
-    loss: Loss,
-    ops: Vec<Op>,
+    pub(super) isa: Isa,
+    pub(super) loss: Loss,
+    pub(super) ops: Vec<Op>,
     /// How many of `ops` belong to the encoder.
-    encoder_ops: usize,
+    pub(super) encoder_ops: usize,
     /// Elements of a sample before each op and after the last one.
-    elements: Vec<usize>,
-    parameters: usize,
+    pub(super) elements: Vec<usize>,
+    pub(super) parameters: usize,
     packed_len: usize,
-    scratch_len: usize,
-    pass_samples: usize,
+    pub(super) scratch_len: usize,
+    pub(super) pass_samples: usize,
+    /// Whether passes take many samples, and threads share each step.
+    pub(super) is_dense: bool,
+}
+
+/// Samples that a pass takes through the network: whole leaves, or a stretch of one leaf.
+#[derive(Clone, Copy)]
+pub(super) struct Pass<'a> {
+    /// Samples of each leaf; a power of two of leaves.
+    pub(super) leaves: &'a [usize],
+    /// Whether their sums begin here.
+    pub(super) first: bool,
+}
+
+impl Pass<'_> {
+    pub(super) fn samples(&self) -> usize {
+        self.leaves.iter().sum()
+    }
 }
 
 /// Parameters of one version, in the layout's order and packed for the passes.
@@ -40,25 +64,18 @@ pub struct Weights<'a> {
     pub packed: &'a [f32],
 }
 
-/// One thread's memory for passes. It is made once; passes allocate nothing.
-#[derive(Debug)]
-pub struct Workspace {
-    /// Input of each op for a pass' samples, and the last op's output; each with [`SLACK`] floats behind it.
-    values: Vec<AlignedFloats>,
-    /// Derivatives of the loss by `values`.
-    deltas: Vec<AlignedFloats>,
-    /// Inputs of activations whose backward pass needs them.
-    kept: Vec<AlignedFloats>,
-    /// Which element of each max pooling window won.
-    winners: Vec<Vec<u32>>,
-    scratch: AlignedFloats,
-}
+/// Writes sample `i` of those that a pass is about.
+pub type WriteSample<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
 
 impl Network {
     /// The plans of `model` for `isa`.
     pub fn new(model: &ResolvedModel, loss: Loss, isa: Isa) -> Self {
         let all: usize = model.layers.iter().map(|layer| layer.output.elements()).sum();
-        let pass_samples = (PASS_FLOATS / all.max(1)).clamp(4, MAX_PASS_SAMPLES) / 4 * 4;
+        let pass_samples = if is_dense(model) {
+            (DENSE_PASS_FLOATS / all.max(1)).clamp(1, MAX_DENSE_PASS_SAMPLES)
+        } else {
+            (PASS_FLOATS / all.max(1)).clamp(4, MAX_PASS_SAMPLES) / 4 * 4
+        };
         Self::with_pass_samples(model, loss, isa, pass_samples)
     }
 
@@ -73,15 +90,16 @@ impl Network {
         let mut encoder_ops = 0;
         let mut packed_len = 0;
         let mut trained = false;
+        let is_dense = is_dense(model);
         for (i, layer) in model.layers.iter().enumerate() {
-            let linear = Linear::new(isa, layer, &model.layout, pass_samples, packed_len, !trained);
-            let op = match linear {
-                Some(linear) => {
-                    trained = true;
-                    packed_len = linear.packed_end();
-                    Some(Op::Linear(Box::new(linear)))
-                }
-                None => unparametrised(layer),
+            let op = if is_dense && let Some(dense) = DenseLayer::new(isa, layer, &model.layout, pass_samples) {
+                Some(Op::Dense(Box::new(dense)))
+            } else if let Some(linear) = Linear::new(isa, layer, &model.layout, pass_samples, packed_len, !trained) {
+                trained = true;
+                packed_len = linear.packed_end();
+                Some(Op::Linear(Box::new(linear)))
+            } else {
+                unparametrised(layer)
             };
             if let Some(op) = op {
                 ops.push(op);
@@ -93,6 +111,7 @@ impl Network {
         }
         let scratch_len = ops.iter().map(|op| match op {
             Op::Linear(linear) => linear.scratch_len(pass_samples),
+            Op::Dense(dense) => dense.scratch_len(),
             _ => 0,
         });
         let scratch_len = scratch_len.max().unwrap_or(0);
@@ -105,6 +124,7 @@ impl Network {
             packed_len,
             scratch_len,
             pass_samples,
+            is_dense,
             ops,
         }
     }
@@ -124,6 +144,11 @@ impl Network {
         self.pass_samples
     }
 
+    /// Whether one pass can take several leaves that have that many samples together.
+    pub(super) fn takes_several_leaves(&self, samples: usize) -> bool {
+        self.is_dense && samples <= self.pass_samples
+    }
+
     /// Number of elements of one sample.
     pub fn input_elements(&self) -> usize {
         self.elements[0]
@@ -136,10 +161,7 @@ impl Network {
 
     /// Floating-point operations of one sample's forward and backward pass through the layers with weights.
     pub fn training_flops(&self) -> usize {
-        let products = self.ops.iter().filter_map(|op| match op {
-            Op::Linear(linear) => Some(linear.products),
-            _ => None,
-        });
+        let products = self.ops.iter().map(Op::products).filter(|&products| products > 0);
         let first = products.clone().next().unwrap_or(0);
         2 * (3 * products.sum::<usize>() - first)
     }
@@ -149,8 +171,7 @@ impl Network {
         self.packed_len
     }
 
-    /// Prepares a version of the parameters for the passes. `packed` has [`Network::packed_len`] floats; passes are fastest
-    /// if it is aligned ([`AlignedFloats`]).
+    /// Prepares a version of the parameters for the passes. `packed` has [`Network::packed_len`] floats.
     pub fn pack(&self, parameters: &[f32], packed: &mut [f32]) {
         assert_eq!(parameters.len(), self.parameters, "parameters of the network");
         for op in &self.ops {
@@ -160,139 +181,32 @@ impl Network {
         }
     }
 
-    /// Memory for one thread.
-    pub fn workspace(&self) -> Workspace {
-        let buffer = |elements: usize| AlignedFloats::zeros(elements * self.pass_samples + SLACK);
-        let for_ops = |wanted: &dyn Fn(&Op) -> bool| -> Vec<usize> {
-            let sizes = self.ops.iter().zip(&self.elements[1..]);
-            sizes.map(|(op, &elements)| if wanted(op) { elements * self.pass_samples } else { 0 }).collect()
-        };
-        let kept = for_ops(&|op| elementwise::needs_input(op.activation()));
-        let winners = for_ops(&|op| matches!(op, Op::MaxPool { .. }));
-        Workspace {
-            values: self.elements.iter().map(|&elements| buffer(elements)).collect(),
-            deltas: self.elements.iter().map(|&elements| buffer(elements)).collect(),
-            kept: kept.into_iter().map(AlignedFloats::zeros).collect(),
-            winners: winners.into_iter().map(|len| vec![0; len]).collect(),
-            scratch: AlignedFloats::zeros(self.scratch_len),
-        }
-    }
-
-    /// Sums the gradient of the loss over `count` samples into `gradient`, which is overwritten, and returns the sum of
-    /// their losses. `write(i, out)` writes sample `i`.
-    ///
-    /// The result does not depend on how many samples a pass takes: every sum continues where the last pass ended.
-    pub fn leaf_gradient(
-        &self,
-        weights: Weights<'_>,
-        count: usize,
-        write: &dyn Fn(usize, &mut [f32]),
-        gradient: &mut [f32],
-        workspace: &mut Workspace,
-    ) -> f64 {
-        assert_eq!(gradient.len(), self.parameters, "gradient of the network");
-        if count == 0 {
-            gradient.fill(0.0);
-        }
-        let mut loss = 0.0;
-        self.passes(count, write, workspace, |samples, first, workspace| {
-            self.forward(0..self.ops.len(), samples, weights, workspace);
-            loss = self.loss(samples, loss, workspace);
-            self.backward(samples, first, weights, gradient, workspace);
-        });
-        loss / self.elements[0] as f64
-    }
-
-    /// The sum of the losses of `count` samples.
-    pub fn leaf_loss(
-        &self,
-        weights: Weights<'_>,
-        count: usize,
-        write: &dyn Fn(usize, &mut [f32]),
-        workspace: &mut Workspace,
-    ) -> f64 {
-        let mut loss = 0.0;
-        self.passes(count, write, workspace, |samples, _, workspace| {
-            self.forward(0..self.ops.len(), samples, weights, workspace);
-            loss = self.loss(samples, loss, workspace);
-        });
-        loss / self.elements[0] as f64
-    }
-
-    /// Writes the reconstructions of `count` samples to `output` (samples, elements).
-    pub fn reconstruct(
-        &self,
-        weights: Weights<'_>,
-        count: usize,
-        write: &dyn Fn(usize, &mut [f32]),
-        output: &mut [f32],
-        workspace: &mut Workspace,
-    ) {
-        self.map(0..self.ops.len(), weights, count, write, output, workspace);
-    }
-
-    /// Writes the codes of `count` samples to `output` (samples, code elements).
-    pub fn encode(
-        &self,
-        weights: Weights<'_>,
-        count: usize,
-        write: &dyn Fn(usize, &mut [f32]),
-        output: &mut [f32],
-        workspace: &mut Workspace,
-    ) {
-        self.map(0..self.encoder_ops, weights, count, write, output, workspace);
-    }
-
-    fn map(
+    /// Runs ops over the samples in the workspace.
+    pub(super) fn forward(
         &self,
         ops: std::ops::Range<usize>,
+        samples: usize,
         weights: Weights<'_>,
-        count: usize,
-        write: &dyn Fn(usize, &mut [f32]),
-        output: &mut [f32],
         workspace: &mut Workspace,
     ) {
-        let (last, size) = (ops.end, self.elements[ops.end]);
-        let mut rest = output;
-        self.passes(count, write, workspace, |samples, _, workspace| {
-            self.forward(ops.clone(), samples, weights, workspace);
-            let (here, after) = std::mem::take(&mut rest).split_at_mut(samples * size);
-            here.copy_from_slice(&workspace.values[last][..samples * size]);
-            rest = after;
-        });
-    }
-
-    /// Takes `count` samples, a pass at a time, into the workspace's input and calls `pass(samples, is first, ..)`.
-    fn passes(
-        &self,
-        count: usize,
-        write: &dyn Fn(usize, &mut [f32]),
-        workspace: &mut Workspace,
-        mut pass: impl FnMut(usize, bool, &mut Workspace),
-    ) {
-        let size = self.elements[0];
-        for start in (0..count).step_by(self.pass_samples) {
-            let samples = self.pass_samples.min(count - start);
-            for (i, sample) in workspace.values[0].chunks_exact_mut(size).take(samples).enumerate() {
-                write(start + i, sample);
-            }
-            pass(samples, start == 0, workspace);
-        }
-    }
-
-    /// Runs ops over the samples in the workspace.
-    fn forward(&self, ops: std::ops::Range<usize>, samples: usize, weights: Weights<'_>, workspace: &mut Workspace) {
         for i in ops {
             let (before, after) = workspace.values.split_at_mut(i + 1);
             let (input, output) = (&before[i], &mut after[0]);
             let used = samples * self.elements[i + 1];
             match &self.ops[i] {
-                Op::Linear(linear) => {
+                op @ (Op::Linear(_) | Op::Dense(_)) => {
                     let Weights { parameters, packed } = weights;
                     let scratch = &mut workspace.scratch;
-                    linear.forward(samples, ForwardPass { parameters, packed, input, output, scratch });
-                    if linear.activation != Activation::Relu {
-                        self.activate(linear.activation, &mut output[..used], &mut workspace.kept[i]);
+                    match op {
+                        Op::Dense(dense) => dense.forward(samples, parameters, input, output, &mut workspace.crew),
+                        Op::Linear(linear) => {
+                            linear.forward(samples, ForwardPass { parameters, packed, input, output, scratch });
+                        }
+                        _ => unreachable!("matched above"),
+                    }
+                    // A relu is part of the product-sum.
+                    if op.activation() != Activation::Relu {
+                        self.activate(op.activation(), &mut output[..used], &mut workspace.kept[i]);
                     }
                 }
                 Op::Activate(activation) => {
@@ -323,7 +237,9 @@ impl Network {
         if elementwise::needs_input(activation) {
             kept[..values.len()].copy_from_slice(values);
         }
-        elementwise::activate(self.isa, activation, values);
+        if activation != Activation::Linear {
+            self.in_stretches(values, &[], |values, _| elementwise::activate(self.isa, activation, values));
+        }
     }
 
     /// Each sample's input and output of op `i`.
@@ -339,38 +255,24 @@ impl Network {
     }
 
     /// Whether the loss' derivative is taken by the last op's input to its sigmoid, where it is simpler and exact.
-    fn loss_by_logit(&self) -> bool {
+    pub(super) fn loss_by_logit(&self) -> bool {
         let last = self.ops.last().map_or(Activation::Linear, Op::activation);
         self.loss == Loss::BinaryCrossentropy && last == Activation::Sigmoid
     }
 
-    /// `sum` plus the samples' losses times their number of elements, sample by sample; sets the last deltas.
-    fn loss(&self, samples: usize, sum: f64, workspace: &mut Workspace) -> f64 {
-        let (size, last) = (self.elements[0], self.ops.len());
-        let Workspace { values, deltas, .. } = workspace;
-        let targets = values[0].chunks_exact(size);
-        let outputs = values[last].chunks_exact(size);
-        let by_logit = self.loss_by_logit();
-        targets
-            .zip(outputs)
-            .zip(deltas[last].chunks_exact_mut(size))
-            .take(samples)
-            .fold(sum, |sum, ((t, y), delta)| sum + self.loss.sample(self.isa, y, t, by_logit, delta))
-    }
-
-    /// Adds the samples' gradients to `gradient`, or sets it if this is the first pass of a leaf.
-    fn backward(
+    /// Adds the pass' gradients to `gradient`, or sets it if the pass is the first one of its leaves.
+    pub(super) fn backward(
         &self,
-        samples: usize,
-        first: bool,
+        pass: Pass<'_>,
         weights: Weights<'_>,
         gradient: &mut [f32],
         workspace: &mut Workspace,
     ) {
+        let samples = pass.samples();
         // Whether the activation of the op at hand is accounted for in its deltas already.
         let mut through_activation = self.loss_by_logit();
         for i in (0..self.ops.len()).rev() {
-            let Workspace { values, deltas, kept, winners, scratch } = workspace;
+            let Workspace { values, deltas, kept, winners, scratch, crew, .. } = workspace;
             let (before, after) = deltas.split_at_mut(i + 1);
             let (input_delta, delta) = (&mut before[i], &mut after[0]);
             let used = samples * self.elements[i + 1];
@@ -378,17 +280,25 @@ impl Network {
             let activation = op.activation();
             if !through_activation {
                 let at = if elementwise::needs_input(activation) { &kept[i] } else { &values[i + 1] };
-                elementwise::activate_backward(self.isa, activation, &at[..used], &mut delta[..used]);
+                self.in_stretches(&mut delta[..used], &at[..used], |delta, at| {
+                    elementwise::activate_backward(self.isa, activation, at, delta);
+                });
             }
-            through_activation = false;
+            // The relu before a layer with weights is undone while its input's gradient is written.
+            through_activation = op.has_weights() && i > 0 && self.ops[i - 1].activation() == Activation::Relu;
+            let after = if through_activation { After::Gate(&values[i]) } else { After::Keep };
             match op {
+                Op::Dense(dense) => {
+                    let operands = DenseOperands { input: &values[i], delta, scratch };
+                    dense.weight_gradient(pass.leaves, !pass.first, gradient, operands, crew);
+                    // Nothing is trained before the first layer with weights.
+                    if self.ops[..i].iter().any(Op::has_weights) {
+                        dense.input_gradient(samples, weights.parameters, delta, (input_delta, after), crew);
+                    }
+                }
                 Op::Linear(linear) => {
-                    let pass = GradientPass { input: &values[i], delta, gradient, scratch };
-                    linear.weight_gradient(self.isa, samples, first, pass);
-                    // The relu before this layer is undone while its input's gradient is written.
-                    let relu_before = i > 0 && self.ops[i - 1].activation() == Activation::Relu;
-                    let after = if relu_before { After::Gate(&values[i]) } else { After::Keep };
-                    through_activation = relu_before;
+                    let gradients = GradientPass { input: &values[i], delta, gradient, scratch };
+                    linear.weight_gradient(self.isa, samples, pass.first, gradients);
                     let packed = weights.packed;
                     linear.input_gradient(
                         samples,

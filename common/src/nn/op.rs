@@ -1,5 +1,6 @@
 //! The steps that a network's passes are made of.
 
+use super::dense::DenseLayer;
 use super::linear::{self, Linear};
 use crate::kernel::contraction::PixelRelation;
 use crate::kernel::pooling::Windows;
@@ -9,6 +10,7 @@ use crate::model::{Activation, LayerSpec, Pair, ResolvedLayer};
 #[derive(Debug)]
 pub(super) enum Op {
     Linear(Box<Linear>),
+    Dense(Box<DenseLayer>),
     MaxPool { windows: Windows, channels: usize },
     AveragePool { windows: Windows, channels: usize },
     UpSample { windows: Windows, channels: usize },
@@ -16,10 +18,25 @@ pub(super) enum Op {
 }
 
 impl Op {
+    /// Products of one sample's forward pass.
+    pub(super) fn products(&self) -> usize {
+        match self {
+            Op::Linear(linear) => linear.products,
+            Op::Dense(dense) => dense.products,
+            _ => 0,
+        }
+    }
+
+    /// Whether the op ends in a relu that it takes itself.
+    pub(super) fn has_weights(&self) -> bool {
+        matches!(self, Op::Linear(_) | Op::Dense(_))
+    }
+
     /// The activation that ends the op.
     pub(super) fn activation(&self) -> Activation {
         match self {
             Op::Linear(linear) => linear.activation,
+            Op::Dense(dense) => dense.activation,
             Op::Activate(activation) => *activation,
             _ => Activation::Linear,
         }

@@ -1,8 +1,11 @@
-//! Sums over a subtree of the reduction tree: leaves in parallel, additions by position.
+//! Sums over a subtree of the reduction tree: as many leaves in one pass as it can take, the others in parallel,
+//! additions by position.
 
 use std::sync::Mutex;
 
-use super::network::{Network, Weights, Workspace};
+use super::network::{Network, Weights};
+use super::workspace::Workspace;
+use crate::kernel::contraction::MAX_LEAVES;
 use crate::kernel::elementwise;
 use crate::reduce::NodeId;
 
@@ -54,6 +57,47 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// The leaves of a node, if one call of the network can take them.
+struct Leaves<'a> {
+    source: &'a dyn LeafSource,
+    first: u32,
+    samples: [usize; MAX_LEAVES],
+    count: usize,
+}
+
+impl<'a> Leaves<'a> {
+    /// A leaf, or as many leaves as fit in a pass.
+    fn of(node: NodeId, network: &Network, source: &'a dyn LeafSource) -> Option<Self> {
+        let range = node.leaves();
+        let count = range.len();
+        if count > MAX_LEAVES {
+            return None;
+        }
+        let mut samples = [0; MAX_LEAVES];
+        samples.iter_mut().zip(range.clone()).for_each(|(samples, leaf)| *samples = source.samples(leaf) as usize);
+        let fits = count == 1 || network.takes_several_leaves(samples.iter().sum());
+        fits.then_some(Self { source, first: range.start, samples, count })
+    }
+
+    fn samples(&self) -> &[usize] {
+        &self.samples[..self.count]
+    }
+
+    /// Writes sample `i`, counted through all leaves.
+    fn write(&self, mut i: usize, out: &mut [f32]) {
+        for (leaf, &samples) in (self.first..).zip(self.samples()) {
+            if i < samples {
+                return self.source.write(leaf, i, out);
+            }
+            i -= samples;
+        }
+    }
+
+    fn sum(&self, gradient: Vec<f32>, loss: f64) -> NodeSum {
+        NodeSum { gradient, loss, samples: self.samples().iter().sum::<usize>() as u32 }
+    }
+}
+
 /// The gradient sum under `node`. Runs in the current rayon pool; the result does not depend on its size.
 pub fn subtree(
     network: &Network,
@@ -62,20 +106,18 @@ pub fn subtree(
     source: &dyn LeafSource,
     buffers: &Buffers,
 ) -> NodeSum {
-    let Some([left, right]) = node.children() else {
-        let samples = source.samples(node.index);
+    if let Some(leaves) = Leaves::of(node, network, source) {
         let mut gradient = buffers.gradient(network);
         let mut workspace = buffers.workspace(network);
-        let write = |i: usize, out: &mut [f32]| source.write(node.index, i, out);
-        let loss = network.leaf_gradient(weights, samples as usize, &write, &mut gradient, &mut workspace);
+        let write = |i: usize, out: &mut [f32]| leaves.write(i, out);
+        let loss = network.gradient_sum(weights, leaves.samples(), &write, &mut gradient, &mut workspace);
         lock(&buffers.workspaces).push(workspace);
-        return NodeSum { gradient, loss, samples };
-    };
-    let (mut left, right) = rayon::join(
-        || subtree(network, weights, left, source, buffers),
-        || subtree(network, weights, right, source, buffers),
-    );
-    elementwise::add(network.isa(), &mut left.gradient, &right.gradient);
+        return leaves.sum(gradient, loss);
+    }
+    let (mut left, right) = for_children(node, |child| subtree(network, weights, child, source, buffers));
+    network.in_stretches(&mut left.gradient, &right.gradient, |left, right| {
+        elementwise::add(network.isa(), left, right);
+    });
     buffers.recycle(right.gradient);
     NodeSum { loss: left.loss + right.loss, samples: left.samples + right.samples, gradient: left.gradient }
 }
@@ -88,17 +130,19 @@ pub fn evaluate(
     source: &dyn LeafSource,
     buffers: &Buffers,
 ) -> NodeSum {
-    let Some([left, right]) = node.children() else {
-        let samples = source.samples(node.index);
+    if let Some(leaves) = Leaves::of(node, network, source) {
         let mut workspace = buffers.workspace(network);
-        let write = |i: usize, out: &mut [f32]| source.write(node.index, i, out);
-        let loss = network.leaf_loss(weights, samples as usize, &write, &mut workspace);
+        let write = |i: usize, out: &mut [f32]| leaves.write(i, out);
+        let loss = network.loss_sum(weights, leaves.samples(), &write, &mut workspace);
         lock(&buffers.workspaces).push(workspace);
-        return NodeSum { gradient: Vec::new(), loss, samples };
-    };
-    let (left, right) = rayon::join(
-        || evaluate(network, weights, left, source, buffers),
-        || evaluate(network, weights, right, source, buffers),
-    );
+        return leaves.sum(Vec::new(), loss);
+    }
+    let (left, right) = for_children(node, |child| evaluate(network, weights, child, source, buffers));
     NodeSum { gradient: Vec::new(), loss: left.loss + right.loss, samples: left.samples + right.samples }
+}
+
+/// The sums of a node's children, in parallel. A leaf, which has none, is never asked for them.
+fn for_children(node: NodeId, sum: impl Fn(NodeId) -> NodeSum + Sync) -> (NodeSum, NodeSum) {
+    let [left, right] = node.children().expect("a leaf is taken as a whole");
+    rayon::join(|| sum(left), || sum(right))
 }

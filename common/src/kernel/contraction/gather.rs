@@ -6,6 +6,7 @@ use super::{ChannelCounts, Panel, PixelRelation, index, panels, pixels, push_mer
 use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
 use crate::kernel::microkernel::{self, Block, Finish, Row, Run, Start};
+use crate::kernel::transpose::{MatrixShape, transpose};
 
 /// Below this many output channels a [`Gather`] over several taps multiplies all taps' filters first and adds up after.
 const NARROW: usize = 16;
@@ -168,7 +169,8 @@ impl Gather {
             let target = &mut packed[panel.offset..][..panel.width * self.depth()];
             for (matrix, tap) in target.chunks_exact_mut(panel.width * depth).zip(weights.chunks_exact(size)) {
                 let rows = &tap[panel.start * depth..][..panel.columns * depth];
-                elementwise::transpose(self.isa, rows, depth, matrix, panel.width);
+                let shape = MatrixShape { rows: panel.columns, columns: depth, stride: depth };
+                transpose(self.isa, rows, shape, matrix, panel.width);
             }
         }
     }
@@ -278,7 +280,7 @@ fn block<'a>(
         c: output[panel.start..].as_mut_ptr(),
         rows: &group.rows[..samples * group.rows_per_sample],
         runs: &group.runs,
-        repeats: 1,
+        segments: &[1],
         a_repeat: 0,
         b_repeat: 0,
         a_step: 1,

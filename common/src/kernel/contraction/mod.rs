@@ -8,20 +8,29 @@
 //!   passes and input gradients in both directions.
 //! - [`Reduce`]: each weight sums over samples and pixels, in that order. It serves all weight gradients.
 //!
+//! [`Dense`] does both for networks of dense layers alone, over many samples at once and on all threads.
+//!
 //! Plans are made once for a model and checked then; running one costs a few length checks.
 
+mod crew;
+mod dense;
 mod gather;
 mod reduce;
 
 use super::isa::Isa;
-use super::microkernel::{Run, panel_widths};
+use super::microkernel::{MAX_SEGMENTS, Run, panel_widths};
 use crate::model::{self, Padding, Pair};
 
+pub use crew::Crew;
+pub use dense::{Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient};
 pub use gather::{After, Direction, Gather, GatherOperands};
 pub use reduce::{Reduce, ReduceOperands};
 
 /// Floats that must follow the last element of a buffer that is read in whole vectors: the widest panel.
 pub const SLACK: usize = 64;
+
+/// Leaves whose weight gradients one run can add up.
+pub const MAX_LEAVES: usize = MAX_SEGMENTS;
 
 /// How pixels of a larger image correspond to pixels of a smaller one: `high = low * strides + tap - padding`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -103,21 +103,19 @@ impl Reduce {
             let (b, b_stride) = if self.packs_low() {
                 let rows = samples * self.low_pixels;
                 let packed = &mut scratch[..rows * panel.width];
-                elementwise::copy_columns(low, channels.low, panel.start, panel.columns, packed, panel.width);
+                elementwise::copy_columns(self.isa, low, channels.low, panel.start, panel.columns, packed, panel.width);
                 (packed.as_ptr(), panel.width)
             } else {
                 (low[panel.start..].as_ptr(), channels.low)
             };
             for group in &self.groups {
-                let whole = [Run { a: 0, b: 0, depth: index(samples * self.low_pixels) }];
-                let (runs, repeats) = if self.pointwise { (&whole[..], 1) } else { (&group.runs[..], samples) };
                 let block = Block {
                     a: high.as_ptr(),
                     b,
                     c: gradient[panel.start..].as_mut_ptr(),
                     rows: &group.rows,
-                    runs,
-                    repeats,
+                    runs: &group.runs,
+                    segments: &[samples],
                     a_repeat: self.high_len,
                     b_repeat: self.low_pixels,
                     a_step: self.a_step,

@@ -1,0 +1,319 @@
+//! Dense layers over many samples at once: three matrix products whose work is shared by the threads of the pool.
+//!
+//! ```text
+//! forward:          output (rows, outputs)          = input (rows, inputs) * weights (inputs, outputs) + bias
+//! input gradient:   input gradient (rows, inputs)   = delta (rows, outputs) * weights transposed
+//! weight gradient:  gradient (inputs, outputs)      = input transposed * delta, as a tree over the leaves
+//! ```
+//!
+//! With large weights, memory is the bottleneck as often as arithmetic. So weights are read where they lie, once for each
+//! pass: who computes a panel of output columns copies the panel's operand together first. And a weight gradient is
+//! written once, after the tree over all leaves of the pass.
+
+use rayon::prelude::*;
+
+use super::{After, Crew, Panel, SLACK, index, panels};
+use crate::kernel::elementwise;
+use crate::kernel::isa::Isa;
+use crate::kernel::microkernel::{self, Block, Finish, MAX_SEGMENTS, Row, Run, Start, panel_widths};
+use crate::kernel::transpose::{MatrixShape, transpose};
+
+/// Fewer products than this are not worth another thread: about 10 us of one core.
+const MIN_SHARED_PRODUCTS: usize = 1 << 20;
+/// Units for each thread, so that one that is disturbed does not hold up the others for long.
+const UNITS_PER_THREAD: usize = 16;
+/// Fewer rows than this do not make up for another copy of a panel.
+const MIN_UNIT_ROWS: usize = 48;
+
+/// Sizes of a dense layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DenseShape {
+    /// Independent positions of a sample, which all meet the same weights; 1 for a flat input.
+    pub pixels: usize,
+    /// Floats of an input position.
+    pub inputs: usize,
+    /// Floats of an output position.
+    pub outputs: usize,
+}
+
+/// A plan for the three products of a dense layer; see the module's documentation.
+#[derive(Debug)]
+pub struct Dense {
+    isa: Isa,
+    shape: DenseShape,
+    max_rows: usize,
+    forward: Product,
+    input_gradient: Product,
+    weight_gradient: Product,
+}
+
+/// Which outputs a product has, and where their operands begin.
+#[derive(Debug)]
+struct Product {
+    rows: Vec<Row>,
+    panels: Vec<Panel>,
+}
+
+impl Product {
+    /// `rows` rows of `a_stride` floats by `columns` columns.
+    fn new(isa: Isa, rows: usize, a_stride: usize, columns: usize) -> Self {
+        let row = |i: usize| Row { a: index(i * a_stride), c: index(i * columns) };
+        Self { rows: (0..rows).map(row).collect(), panels: panels(isa, columns, 0) }
+    }
+}
+
+/// Floats from one row of a transposed input to the next: not a power of two, at which rows collide in the L1 cache.
+fn transposed_stride(max_rows: usize) -> usize {
+    max_rows.next_multiple_of(16) + 16
+}
+
+impl Dense {
+    /// A plan for up to `max_samples` samples at a time.
+    pub fn new(isa: Isa, shape: DenseShape, max_samples: usize) -> Self {
+        let DenseShape { pixels, inputs, outputs } = shape;
+        let max_rows = max_samples * pixels;
+        Self {
+            isa,
+            shape,
+            max_rows,
+            forward: Product::new(isa, max_rows, inputs, outputs),
+            input_gradient: Product::new(isa, max_rows, outputs, inputs),
+            // One more row for the bias: the weight of an input that is always 1.
+            weight_gradient: Product::new(isa, inputs + 1, transposed_stride(max_rows), outputs),
+        }
+    }
+
+    /// Floats of scratch memory that each thread of a crew needs.
+    pub fn crew_scratch_len(&self) -> usize {
+        self.shape.inputs.max(self.shape.outputs).max(self.max_rows) * panel_widths(self.isa)[0]
+    }
+
+    /// Floats of scratch memory that a weight gradient needs beside.
+    pub fn transposed_len(&self) -> usize {
+        (self.shape.inputs + 1) * transposed_stride(self.max_rows)
+    }
+
+    /// Computes `output` (samples, pixels, outputs): `after(input * weights + bias)`, inputs ascending.
+    ///
+    /// # Panics
+    /// When `samples` exceeds the plan's largest number or a slice is too short.
+    pub fn forward(&self, samples: usize, operands: DenseForward<'_>, crew: &mut Crew) {
+        let DenseForward { input, weights, bias, output, after } = operands;
+        let DenseShape { inputs, outputs, .. } = self.shape;
+        let rows = self.rows(samples);
+        assert_eq!(weights.len(), inputs * outputs, "weights of the plan");
+        assert!(bias.is_none_or(|bias| bias.len() == outputs), "one bias for each output");
+        let pack = |panel: &Panel, packed: &mut [f32]| {
+            elementwise::copy_columns(self.isa, weights, outputs, panel.start, panel.columns, packed, panel.width);
+        };
+        let sums = Sums { rows, depth: inputs, run_depth: inputs, segments: &[1], bias, accumulate: false, after };
+        self.multiply(&self.forward, sums, input, &pack, output, crew);
+    }
+
+    /// Computes `input_gradient` (samples, pixels, inputs): `after(delta * weights transposed)`, outputs ascending.
+    ///
+    /// # Panics
+    /// As for [`Dense::forward`].
+    pub fn input_gradient(&self, samples: usize, operands: DenseInputGradient<'_>, crew: &mut Crew) {
+        let DenseInputGradient { delta, weights, input_gradient, after } = operands;
+        let DenseShape { inputs, outputs, .. } = self.shape;
+        let rows = self.rows(samples);
+        assert_eq!(weights.len(), inputs * outputs, "weights of the plan");
+        let pack = |panel: &Panel, packed: &mut [f32]| {
+            let shape = MatrixShape { rows: panel.columns, columns: outputs, stride: outputs };
+            transpose(self.isa, &weights[panel.start * outputs..], shape, packed, panel.width);
+        };
+        let sums =
+            Sums { rows, depth: outputs, run_depth: outputs, segments: &[1], bias: None, accumulate: false, after };
+        self.multiply(&self.input_gradient, sums, delta, &pack, input_gradient, crew);
+    }
+
+    /// Adds to `gradient` (inputs, outputs; then the bias' outputs, if there is one) the sum over samples and pixels of
+    /// `input * delta`, or sets it to that sum. Leaves are sums of their own, added as a perfect binary tree; there
+    /// must be a power of two of them, and just one if there is something to add to.
+    ///
+    /// # Panics
+    /// As for [`Dense::forward`], and when the number of leaves is wrong.
+    pub fn weight_gradient(&self, leaves: &[usize], operands: DenseWeightGradient<'_>, crew: &mut Crew) {
+        let DenseWeightGradient { input, delta, gradient, accumulate, transposed } = operands;
+        let DenseShape { pixels, inputs, outputs } = self.shape;
+        let depth = self.rows(leaves.iter().sum());
+        assert!(leaves.len().is_power_of_two() && leaves.len() <= MAX_SEGMENTS, "{} leaves", leaves.len());
+        assert!(!accumulate || leaves.len() == 1, "a tree of leaves starts from 0");
+        assert!(input.len() >= depth * inputs && delta.len() >= depth * outputs, "operands too short");
+        let with_bias = gradient.len() == (inputs + 1) * outputs;
+        assert!(with_bias || gradient.len() == inputs * outputs, "gradient of the plan");
+        self.transpose_input(&input[..depth * inputs], depth, &mut transposed[..self.transposed_len()]);
+        let pack = |panel: &Panel, packed: &mut [f32]| {
+            let delta = &delta[..depth * outputs];
+            elementwise::copy_columns(self.isa, delta, outputs, panel.start, panel.columns, packed, panel.width);
+        };
+        let rows = inputs + usize::from(with_bias);
+        let after = After::Keep;
+        let sums = Sums { rows, depth, run_depth: pixels, segments: leaves, bias: None, accumulate, after };
+        self.multiply(&self.weight_gradient, sums, transposed, &pack, gradient, crew);
+    }
+
+    /// Inputs as rows, then a row of ones.
+    fn transpose_input(&self, input: &[f32], depth: usize, transposed: &mut [f32]) {
+        const BLOCK: usize = 16;
+        let (inputs, stride) = (self.shape.inputs, transposed_stride(self.max_rows));
+        let (transposed, ones) = transposed.split_at_mut(inputs * stride);
+        ones[..depth].fill(1.0);
+        let block = |(i, to): (usize, &mut [f32])| {
+            let shape = MatrixShape { rows: depth, columns: to.len() / stride, stride: inputs };
+            transpose(self.isa, &input[(i * BLOCK).min(input.len())..], shape, to, stride);
+        };
+        if depth * inputs < MIN_SHARED_PRODUCTS / 16 {
+            transposed.chunks_mut(BLOCK * stride).enumerate().for_each(block);
+        } else {
+            transposed.par_chunks_mut(BLOCK * stride).with_min_len(4).enumerate().for_each(block);
+        }
+    }
+
+    fn rows(&self, samples: usize) -> usize {
+        let rows = samples * self.shape.pixels;
+        assert!(rows <= self.max_rows, "{rows} rows in a plan for {}", self.max_rows);
+        rows
+    }
+
+    /// Computes a product in units of a panel by some rows. `pack` writes a panel of the second operand, `depth` rows
+    /// as wide as the panel.
+    fn multiply(
+        &self,
+        product: &Product,
+        sums: Sums<'_>,
+        a: &[f32],
+        pack: &(dyn Fn(&Panel, &mut [f32]) + Sync),
+        output: &mut [f32],
+        crew: &mut Crew,
+    ) {
+        let Sums { rows, depth, run_depth, segments, bias, accumulate, after } = sums;
+        let (rows, columns) = (&product.rows[..rows], product.panels.iter().map(|panel| panel.columns).sum::<usize>());
+        let Some(last) = rows.last() else { return };
+        assert!(a.len() >= last.a as usize + depth, "first operand too short");
+        assert!(output.len() >= last.c as usize + columns, "output too short");
+        assert_eq!(segments.iter().sum::<usize>() * run_depth, depth, "segments make up the depth");
+        if let After::Gate(gate) = after {
+            assert!(gate.len() >= last.c as usize + columns, "gate too short");
+        }
+        let runs = [Run { a: 0, b: 0, depth: index(run_depth) }];
+        let unit_rows = unit_rows(rows.len(), depth * columns, product.panels.len(), crew.size());
+        let stretches = rows.len().div_ceil(unit_rows);
+        let output = Output(output.as_mut_ptr());
+        let worth_sharing = rows.len() * depth * columns >= MIN_SHARED_PRODUCTS;
+        crew.share(product.panels.len() * stretches, worth_sharing, |unit, scratch| {
+            let panel = &product.panels[unit / stretches];
+            let rows = &rows[unit % stretches * unit_rows..];
+            let packed = &mut scratch[..depth * panel.width];
+            pack(panel, packed);
+            let block = Block {
+                a: a.as_ptr(),
+                b: packed.as_ptr(),
+                c: output.column(panel.start),
+                rows: &rows[..unit_rows.min(rows.len())],
+                runs: &runs,
+                segments,
+                a_repeat: run_depth,
+                b_repeat: run_depth,
+                a_step: 1,
+                b_stride: panel.width,
+                columns: panel.columns,
+                start: match bias {
+                    _ if accumulate => Start::Accumulate,
+                    Some(bias) => Start::Bias(bias[panel.start..].as_ptr()),
+                    None => Start::Zero,
+                },
+                finish: match after {
+                    After::Keep => Finish::Keep,
+                    After::Relu => Finish::Relu,
+                    After::Gate(gate) => Finish::Gate(gate[panel.start..].as_ptr()),
+                },
+            };
+            debug_assert!(panel.width <= SLACK);
+            // SAFETY: the lengths of `a`, `output` and the gate were checked above for the last row, and rows ascend;
+            // the segments go through `depth` rows of the packed panel, which are whole vectors wide; units are
+            // different panels or different rows, so that no two of them share an output.
+            unsafe { microkernel::run(self.isa, &block) }
+        });
+    }
+}
+
+/// What a product sums, and how.
+#[derive(Clone, Copy)]
+struct Sums<'a> {
+    rows: usize,
+    /// Products of one output.
+    depth: usize,
+    /// Products of one repeat of a segment.
+    run_depth: usize,
+    segments: &'a [usize],
+    bias: Option<&'a [f32]>,
+    accumulate: bool,
+    after: After<'a>,
+}
+
+/// Rows of a unit of work, so that there are enough units, but not more copies of panels than they are worth.
+fn unit_rows(rows: usize, products_of_row: usize, panels: usize, threads: usize) -> usize {
+    if threads == 1 || rows * products_of_row < MIN_SHARED_PRODUCTS {
+        return rows;
+    }
+    let stretches = (threads * UNITS_PER_THREAD).div_ceil(panels).min(rows / MIN_UNIT_ROWS).max(1);
+    rows.div_ceil(stretches)
+}
+
+/// An output to which several threads write, each to places of its own.
+#[derive(Clone, Copy)]
+struct Output(*mut f32);
+
+// SAFETY: an address may be known to any thread. Who writes through it says why nobody else does.
+unsafe impl Send for Output {}
+// SAFETY: as above.
+unsafe impl Sync for Output {}
+
+impl Output {
+    /// The output from a column on.
+    fn column(self, column: usize) -> *mut f32 {
+        self.0.wrapping_add(column)
+    }
+}
+
+/// What [`Dense::forward`] reads and writes.
+pub struct DenseForward<'a> {
+    /// (samples, pixels, inputs)
+    pub input: &'a [f32],
+    /// (inputs, outputs)
+    pub weights: &'a [f32],
+    /// One for each output.
+    pub bias: Option<&'a [f32]>,
+    /// (samples, pixels, outputs)
+    pub output: &'a mut [f32],
+    /// Applied to every sum.
+    pub after: After<'a>,
+}
+
+/// What [`Dense::input_gradient`] reads and writes.
+pub struct DenseInputGradient<'a> {
+    /// (samples, pixels, outputs)
+    pub delta: &'a [f32],
+    /// (inputs, outputs)
+    pub weights: &'a [f32],
+    /// (samples, pixels, inputs)
+    pub input_gradient: &'a mut [f32],
+    /// Applied to every sum.
+    pub after: After<'a>,
+}
+
+/// What [`Dense::weight_gradient`] reads and writes.
+pub struct DenseWeightGradient<'a> {
+    /// (samples, pixels, inputs)
+    pub input: &'a [f32],
+    /// (samples, pixels, outputs)
+    pub delta: &'a [f32],
+    /// (inputs, outputs), then the bias' (outputs) if the layer has one.
+    pub gradient: &'a mut [f32],
+    /// Whether `gradient` is added to or overwritten.
+    pub accumulate: bool,
+    /// At least [`Dense::transposed_len`] floats of scratch memory.
+    pub transposed: &'a mut [f32],
+}

@@ -1,0 +1,117 @@
+//! Dense layers of networks that have no others: passes take many samples, and threads share each step.
+
+use std::ops::Range;
+
+use super::linear::parameter_range;
+use crate::kernel::Isa;
+use crate::kernel::contraction::{
+    After, Crew, Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient,
+};
+use crate::model::{Activation, LayerSpec, Layout, ResolvedLayer, ResolvedModel};
+
+/// A dense layer with the activation that follows it.
+#[derive(Debug)]
+pub(super) struct DenseLayer {
+    pub(super) activation: Activation,
+    /// Products of one sample's forward pass.
+    pub(super) products: usize,
+    kernel: Range<usize>,
+    bias: Option<Range<usize>>,
+    plan: Dense,
+}
+
+/// Whether all layers with weights are dense, and none of the others needs neighbouring pixels.
+pub(super) fn is_dense(model: &ResolvedModel) -> bool {
+    model.layers.iter().all(|layer| match &layer.spec {
+        // A single channel's bias gradient over many pixels is summed in lanes, an order of its own.
+        LayerSpec::Dense { units, use_bias, .. } => pixels(layer) == 1 || *units > 1 || !use_bias,
+        LayerSpec::Flatten {} | LayerSpec::Reshape { .. } | LayerSpec::Activation { .. } => true,
+        _ => false,
+    })
+}
+
+/// Positions of a sample that meet the same weights: all axes but the last.
+fn pixels(layer: &ResolvedLayer) -> usize {
+    layer.input.axes().split_last().map_or(1, |(_, leading)| leading.iter().product())
+}
+
+impl DenseLayer {
+    /// The plan of a dense layer, or `None` for another one.
+    pub(super) fn new(isa: Isa, layer: &ResolvedLayer, layout: &Layout, max_samples: usize) -> Option<Self> {
+        let (LayerSpec::Dense { units, activation, .. }, Some(&inputs)) = (&layer.spec, layer.input.axes().last())
+        else {
+            return None;
+        };
+        let shape = DenseShape { pixels: pixels(layer), inputs, outputs: *units };
+        Some(Self {
+            activation: *activation,
+            products: shape.pixels * shape.inputs * shape.outputs,
+            kernel: parameter_range(layout, &layer.place, "kernel").expect("a dense layer has a kernel"),
+            bias: parameter_range(layout, &layer.place, "bias"),
+            plan: Dense::new(isa, shape, max_samples),
+        })
+    }
+
+    /// Floats of scratch memory for each thread.
+    pub(super) fn crew_scratch_len(&self) -> usize {
+        self.plan.crew_scratch_len()
+    }
+
+    /// Floats of scratch memory beside.
+    pub(super) fn scratch_len(&self) -> usize {
+        self.plan.transposed_len()
+    }
+
+    /// `output = relu(input * kernel + bias)`, or without relu if the activation is another one.
+    pub(super) fn forward(
+        &self,
+        samples: usize,
+        parameters: &[f32],
+        input: &[f32],
+        output: &mut [f32],
+        crew: &mut Crew,
+    ) {
+        let weights = &parameters[self.kernel.clone()];
+        let bias = self.bias.clone().map(|range| &parameters[range]);
+        let after = if self.activation == Activation::Relu { After::Relu } else { After::Keep };
+        self.plan.forward(samples, DenseForward { input, weights, bias, output, after }, crew);
+    }
+
+    /// Adds the gradients of kernel and bias over whole leaves to `gradient` (laid out like the parameters), or sets
+    /// them. `delta` is the loss' derivative by `input * kernel + bias`.
+    pub(super) fn weight_gradient(
+        &self,
+        leaves: &[usize],
+        accumulate: bool,
+        gradient: &mut [f32],
+        operands: DenseOperands<'_>,
+        crew: &mut Crew,
+    ) {
+        let DenseOperands { input, delta, scratch } = operands;
+        // The bias lies behind the kernel.
+        let end = self.bias.as_ref().map_or(self.kernel.end, |bias| bias.end);
+        let gradient = &mut gradient[self.kernel.start..end];
+        let operands = DenseWeightGradient { input, delta, gradient, accumulate, transposed: scratch };
+        self.plan.weight_gradient(leaves, operands, crew);
+    }
+
+    /// The loss' derivative by the layer's input, from `delta` as above; `after` is applied to it.
+    pub(super) fn input_gradient(
+        &self,
+        samples: usize,
+        parameters: &[f32],
+        delta: &[f32],
+        (input_gradient, after): (&mut [f32], After<'_>),
+        crew: &mut Crew,
+    ) {
+        let weights = &parameters[self.kernel.clone()];
+        self.plan.input_gradient(samples, DenseInputGradient { delta, weights, input_gradient, after }, crew);
+    }
+}
+
+/// What [`DenseLayer::weight_gradient`] reads.
+pub(super) struct DenseOperands<'a> {
+    pub(super) input: &'a [f32],
+    pub(super) delta: &'a [f32],
+    pub(super) scratch: &'a mut [f32],
+}

@@ -1,0 +1,207 @@
+//! The products of dense layers against plain loops in the documented order, to the bit, for leaves of any sizes and any
+//! number of threads. No float outside an operand may matter or change.
+
+use lockstep_common::kernel::Isa;
+use lockstep_common::kernel::contraction::{
+    After, Crew, Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient, MAX_LEAVES,
+};
+use lockstep_common::rng::{Purpose, Stream};
+
+/// A NaN that no arithmetic makes.
+const CANARY: f32 = f32::from_bits(0x7fa5_a5a5);
+/// Floats of it on either side of an output.
+const GUARD: usize = 80;
+
+fn random(len: usize, seed: usize) -> Vec<f32> {
+    let mut stream = Stream::new(21, Purpose::SelfTest, len as u32, seed as u32);
+    (0..len).map(|_| if stream.below(8) == 0 { 0.0 } else { stream.uniform() * 2.0 - 1.0 }).collect()
+}
+
+/// What `write` makes of `len` floats, and nothing around them.
+fn guarded(place: &str, before: &[f32], write: impl FnOnce(&mut [f32])) -> Vec<f32> {
+    let guard = [CANARY; GUARD];
+    let mut memory = [&guard, before, &guard].concat();
+    write(&mut memory[GUARD..GUARD + before.len()]);
+    let outside = memory[..GUARD].iter().chain(&memory[GUARD + before.len()..]);
+    assert!(outside.map(|value| value.to_bits()).all(|bits| bits == CANARY.to_bits()), "{place}: writes outside");
+    memory[GUARD..GUARD + before.len()].to_vec()
+}
+
+fn assert_same_bits(place: &str, got: &[f32], expected: &[f32]) {
+    assert_eq!(got.len(), expected.len(), "{place}: length");
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert_eq!(got.to_bits(), expected.to_bits(), "{place}: element {i} is {got:e}, expected {expected:e}");
+    }
+}
+
+/// `start(row, column)` plus the products `a(row, k) * b(k, column)` for ascending k.
+fn product(
+    [rows, depth, columns]: [usize; 3],
+    start: impl Fn(usize, usize) -> f32,
+    a: impl Fn(usize, usize) -> f32,
+    b: impl Fn(usize, usize) -> f32,
+) -> Vec<f32> {
+    let places = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
+    places
+        .map(|(row, column)| (0..depth).fold(start(row, column), |sum, k| a(row, k).mul_add(b(k, column), sum)))
+        .collect()
+}
+
+fn gate(gates: &[f32], values: Vec<f32>) -> Vec<f32> {
+    values.into_iter().zip(gates).map(|(value, &gate)| if gate <= 0.0 { 0.0 } else { value }).collect()
+}
+
+#[derive(Debug)]
+struct Case {
+    shape: DenseShape,
+    /// Samples of each leaf.
+    leaves: Vec<usize>,
+    with_bias: bool,
+    threads: usize,
+}
+
+impl Case {
+    /// The gradient of kernel and bias over one leaf, on top of `start`.
+    fn leaf_gradient(&self, input: &[f32], delta: &[f32], start: &[f32]) -> Vec<f32> {
+        let DenseShape { inputs, outputs, .. } = self.shape;
+        let depth = delta.len() / outputs;
+        let kernel = product(
+            [inputs, depth, outputs],
+            |i, j| start[i * outputs + j],
+            |i, k| input[k * inputs + i],
+            |k, j| delta[k * outputs + j],
+        );
+        let bias = (inputs * outputs..start.len())
+            .map(|place| delta.iter().skip(place % outputs).step_by(outputs).fold(start[place], |sum, d| sum + d));
+        kernel.iter().copied().chain(bias).collect()
+    }
+
+    fn tree(mut leaves: Vec<Vec<f32>>) -> Vec<f32> {
+        while leaves.len() > 1 {
+            let add = |pair: &[Vec<f32>]| pair[0].iter().zip(&pair[1]).map(|(left, right)| left + right).collect();
+            leaves = leaves.chunks(2).map(add).collect();
+        }
+        leaves.remove(0)
+    }
+
+    fn check(&self) {
+        let DenseShape { pixels, inputs, outputs } = self.shape;
+        let samples: usize = self.leaves.iter().sum();
+        let rows = samples * pixels;
+        let (input, delta) = (random(rows * inputs, 1), random(rows * outputs, 2));
+        let (weights, bias) = (random(inputs * outputs, 3), random(outputs, 4));
+        let bias = self.with_bias.then_some(&bias[..]);
+        let (outward, inward) = (random(rows * outputs, 5), random(rows * inputs, 6));
+
+        let start = |_, j: usize| bias.map_or(0.0, |bias| bias[j]);
+        let sums =
+            product([rows, inputs, outputs], start, |i, k| input[i * inputs + k], |k, j| weights[k * outputs + j]);
+        let back = product(
+            [rows, outputs, inputs],
+            |_, _| 0.0,
+            |i, k| delta[i * outputs + k],
+            |k, j| weights[j * outputs + k],
+        );
+        let before = random((inputs + usize::from(self.with_bias)) * outputs, 7);
+        let zero = vec![0.0; before.len()];
+        let mut first = 0;
+        let of_leaves = self.leaves.iter().map(|&count| {
+            let range = first..first + count * pixels;
+            first = range.end;
+            let input = &input[range.start * inputs..range.end * inputs];
+            self.leaf_gradient(input, &delta[range.start * outputs..range.end * outputs], &zero)
+        });
+        let gradient = Self::tree(of_leaves.collect());
+        let continued = self.leaf_gradient(&input, &delta, &before);
+
+        for isa in Isa::available() {
+            let place = format!("{self:?} on {isa}");
+            // A plan may be for more samples than there are.
+            let plan = Dense::new(isa, self.shape, samples + 1);
+            let mut crew = Crew::new(self.threads, plan.crew_scratch_len());
+            let blank = vec![CANARY; rows * outputs];
+            for (after, expected) in [
+                (After::Keep, sums.clone()),
+                (After::Relu, gate(&sums, sums.clone())),
+                (After::Gate(&outward), gate(&outward, sums.clone())),
+            ] {
+                let got = guarded(&place, &blank, |output| {
+                    let operands = DenseForward { input: &input, weights: &weights, bias, output, after };
+                    plan.forward(samples, operands, &mut crew);
+                });
+                assert_same_bits(&format!("forward, {place}"), &got, &expected);
+            }
+            let got = guarded(&place, &vec![CANARY; rows * inputs], |input_gradient| {
+                let after = After::Gate(&inward);
+                let operands = DenseInputGradient { delta: &delta, weights: &weights, input_gradient, after };
+                plan.input_gradient(samples, operands, &mut crew);
+            });
+            assert_same_bits(&format!("input gradient, {place}"), &got, &gate(&inward, back.clone()));
+
+            let mut sum = |leaves: &[usize], before: &[f32], accumulate| {
+                guarded(&place, before, |gradient| {
+                    let mut transposed = vec![CANARY; plan.transposed_len()];
+                    let (input, delta, transposed) = (&input[..], &delta[..], &mut transposed[..]);
+                    let operands = DenseWeightGradient { input, delta, gradient, accumulate, transposed };
+                    plan.weight_gradient(leaves, operands, &mut crew);
+                })
+            };
+            let got = sum(&self.leaves, &vec![CANARY; before.len()], false);
+            assert_same_bits(&format!("weight gradient, {place}"), &got, &gradient);
+            let got = sum(&[samples], &before, true);
+            assert_same_bits(&format!("continued weight gradient, {place}"), &got, &continued);
+        }
+    }
+}
+
+#[test]
+fn sizes_around_vectors_and_panels() {
+    let sizes = [1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 131];
+    for (i, a) in sizes.into_iter().enumerate() {
+        for (j, b) in [1, 6, 16, 70].into_iter().enumerate() {
+            for (inputs, outputs) in [(a, b), (b, a)] {
+                let pixels = if outputs > 1 { i % 3 + 1 } else { 1 };
+                let shape = DenseShape { pixels, inputs, outputs };
+                let leaves = [vec![5], vec![3, 4], vec![1, 0, 2, 6], vec![0]][(i + j) % 4].clone();
+                Case { shape, leaves, with_bias: (i + j) % 3 > 0, threads: 1 }.check();
+            }
+        }
+    }
+}
+
+#[test]
+fn leaves_of_any_number_and_size_are_added_as_a_tree() {
+    let shape = DenseShape { pixels: 1, inputs: 13, outputs: 37 };
+    for count in [1, 2, 4, 8, 16, 32, 64, MAX_LEAVES] {
+        for sizes in [&[1][..], &[0], &[0, 0, 3], &[4, 1, 0, 7, 2], &[16, 15]] {
+            let leaves = sizes.iter().copied().cycle().take(count).collect();
+            Case { shape, leaves, with_bias: true, threads: 1 }.check();
+        }
+    }
+}
+
+#[test]
+fn work_that_threads_share() {
+    // Enough products to be shared, with rows and columns that do not divide evenly.
+    let shape = DenseShape { pixels: 1, inputs: 131, outputs: 150 };
+    for threads in 1..=4 {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let leaves = [7, 12, 25, 0, 13, 40, 3, 110].to_vec();
+        pool.install(|| Case { shape, leaves, with_bias: true, threads }.check());
+    }
+}
+
+#[test]
+#[should_panic(expected = "3 leaves")]
+fn leaves_that_are_no_subtree() {
+    let plan = Dense::new(Isa::SCALAR, DenseShape { pixels: 1, inputs: 2, outputs: 2 }, 3);
+    let mut transposed = vec![0.0; plan.transposed_len()];
+    let operands = DenseWeightGradient {
+        input: &[0.0; 6],
+        delta: &[0.0; 6],
+        gradient: &mut [0.0; 6],
+        accumulate: false,
+        transposed: &mut transposed,
+    };
+    plan.weight_gradient(&[1, 1, 1], operands, &mut Crew::new(1, plan.crew_scratch_len()));
+}
