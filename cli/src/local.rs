@@ -44,6 +44,7 @@ pub(crate) async fn in_process_worker(inbox: Inbox, data: Arc<PlacedData>, compu
         incoming: Box::pin(incoming),
         outgoing: Outgoing { control: outgoing.clone(), bulk: outgoing },
         shards: ShardSource::Local(data),
+        gradients: None,
     };
     let (_drain, never) = watch::channel(false);
     let end = session::run(transport, compute, never).await?;

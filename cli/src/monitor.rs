@@ -65,16 +65,17 @@ async fn follow(client: &mut MonitorServiceClient<Channel>, args: &MonitorArgs, 
 async fn list_workers(client: &mut MonitorServiceClient<Channel>) -> anyhow::Result<()> {
     let response = answered(client.list_workers(v1::ListWorkersRequest {})).await?;
     println!(
-        "{:8} {:24} {:8} {:>7} {:>7} {:>10} {:>8}",
-        "member", "name", "simd", "threads", "shards", "leaves", "silent"
+        "{:8} {:24} {:8} {:>7} {:8} {:>7} {:>10} {:>8}",
+        "member", "name", "simd", "threads", "tensors", "shards", "leaves", "silent"
     );
     for worker in convert::workers(response)? {
         println!(
-            "{:8} {:24} {:8} {:>7} {:>7} {:>10} {:>6.1} s",
+            "{:8} {:24} {:8} {:>7} {:8} {:>7} {:>10} {:>6.1} s",
             worker.member.to_string(),
             worker.name,
             worker.isa,
             worker.threads,
+            worker.transport.name(),
             worker.cached_shards,
             worker.leaves_computed,
             worker.silent_for.as_secs_f64()

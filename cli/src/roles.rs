@@ -54,6 +54,9 @@ pub(crate) struct WorkerArgs {
     /// Give up after so many seconds without a coordinator
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     patience: u64,
+    /// Have tensors travel over gRPC, also from and to a coordinator on this host; the result is the same
+    #[arg(long)]
+    no_shared_memory: bool,
     /// Say nothing unless something is wrong
     #[arg(long)]
     quiet: bool,
@@ -145,6 +148,7 @@ pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<()> {
         name: args.name.unwrap_or_else(default_name),
         compute,
         patience: Duration::from_secs(args.patience),
+        shared_memory: !args.no_shared_memory,
     };
     let quiet = args.quiet;
     let say = move |text: &str| {

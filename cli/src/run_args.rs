@@ -195,7 +195,13 @@ impl Prepared {
 impl Prepared {
     /// What a server of this run serves.
     pub(crate) fn served(&self, coordinator: &Coordinator) -> Served {
-        Served { inbox: coordinator.inbox(), job: self.spec.job(), data: self.data.clone(), hub: coordinator.hub() }
+        Served {
+            inbox: coordinator.inbox(),
+            job: self.spec.job(),
+            data: self.data.clone(),
+            hub: coordinator.hub(),
+            region: coordinator.region(),
+        }
     }
 }
 

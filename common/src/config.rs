@@ -129,11 +129,19 @@ pub struct ClusterConfig {
     pub heartbeat_interval_ms: u64,
     /// A worker that was silent for so long is evicted, in milliseconds.
     pub lease_timeout_ms: u64,
+    /// Whether workers on the coordinator's host exchange tensors through shared memory where that is possible.
+    pub shared_memory: bool,
 }
 
 impl Default for ClusterConfig {
     fn default() -> Self {
-        Self { min_workers: 1, start_workers: 1, heartbeat_interval_ms: 500, lease_timeout_ms: 3000 }
+        Self {
+            min_workers: 1,
+            start_workers: 1,
+            heartbeat_interval_ms: 500,
+            lease_timeout_ms: 3000,
+            shared_memory: true,
+        }
     }
 }
 
@@ -291,6 +299,7 @@ impl RunConfig {
             start_workers: cluster.start_workers.max(cluster.min_workers),
             heartbeat_interval: Duration::from_millis(cluster.heartbeat_interval_ms),
             lease_timeout: Duration::from_millis(cluster.lease_timeout_ms),
+            shared_memory: cluster.shared_memory,
         })
     }
 }
@@ -374,6 +383,8 @@ pub struct RunSpec {
     pub heartbeat_interval: Duration,
     /// A worker that was silent for so long is evicted.
     pub lease_timeout: Duration,
+    /// Whether tensors are exchanged through shared memory where that is possible.
+    pub shared_memory: bool,
 }
 
 impl RunSpec {

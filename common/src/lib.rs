@@ -25,3 +25,4 @@ pub mod reduce;
 pub mod rng;
 pub mod shape;
 pub mod shard;
+pub mod shared_memory;

@@ -204,6 +204,28 @@ pub struct RunStatus {
     pub version: String,
 }
 
+/// How tensors travel between the coordinator and a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Not at all: the worker lives in the coordinator's process.
+    InProcess,
+    /// They lie in memory that both processes have mapped; gRPC says where.
+    SharedMemory,
+    /// In chunks over gRPC.
+    Grpc,
+}
+
+impl Transport {
+    /// Its name, for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InProcess => "process",
+            Self::SharedMemory => "memory",
+            Self::Grpc => "grpc",
+        }
+    }
+}
+
 /// A member at a glance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WorkerStatus {
@@ -215,6 +237,8 @@ pub struct WorkerStatus {
     pub isa: String,
     /// Threads that it computes with.
     pub threads: u32,
+    /// How tensors reach it and come from it.
+    pub transport: Transport,
     /// Leaves assigned to it in the current work.
     pub leaves: Vec<u32>,
     /// Shards that it has cached.

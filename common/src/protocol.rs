@@ -16,6 +16,7 @@ use crate::nn::Loss;
 use crate::reduce::NodeId;
 use crate::shape::Shape;
 use crate::shard::Schedule;
+use crate::shared_memory::{FloatBuffer, Offer};
 
 /// Floats in a chunk of a tensor: 1 MiB. A constant of the mathematics too: the parameter digest of a round is made of
 /// the digests of its chunks.
@@ -165,6 +166,17 @@ pub struct Welcome {
     pub job: Job,
     /// How often the worker must give a sign of life.
     pub heartbeat_interval: Duration,
+    /// Memory in which tensors may be exchanged, if the worker can see it.
+    pub shared_memory: Option<Box<SharedMemory>>,
+}
+
+/// What a coordinator offers to a worker that may run on its host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedMemory {
+    /// Versions of the parameters, for all workers to read.
+    pub parameters: Offer,
+    /// Gradients of nodes, for this worker to write.
+    pub gradients: Offer,
 }
 
 /// A leaf to compute.
@@ -242,12 +254,13 @@ pub enum ToWorker {
         /// Little-endian floats.
         data: Bytes,
     },
-    /// A whole version of the parameters, for a worker in the same process.
+    /// A whole version of the parameters: as it is for a worker in the same process, by its place for one that shares
+    /// the memory that it lies in, and in chunks for others.
     Parameters {
         /// Number of rounds that made the version.
         version: u64,
         /// The flat vector.
-        values: Arc<Vec<f32>>,
+        values: Arc<FloatBuffer>,
     },
     /// The worker is out; it may join again.
     Evicted {
@@ -280,14 +293,14 @@ pub enum FromWorker {
     Announce(NodeReport),
     /// A part of a node's gradient.
     NodeChunk(NodeChunk),
-    /// A whole node's gradient, from a worker in the same process.
+    /// A whole node's gradient, which goes the same ways.
     NodeWhole {
         /// Round of the gradient.
         round: u64,
         /// Position in the reduction tree.
         node: NodeId,
         /// The flat vector.
-        gradient: Arc<Vec<f32>>,
+        gradient: Arc<FloatBuffer>,
     },
     /// The worker wants to leave when its work is handed over.
     Drain,

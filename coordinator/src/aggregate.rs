@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lockstep_common::hash::Digest;
 use lockstep_common::kernel::Isa;
@@ -17,11 +17,14 @@ use lockstep_common::optim::adam::{self, Moments};
 use lockstep_common::progress::Aggregation;
 use lockstep_common::protocol::{Bytes, CHUNK_FLOATS, MemberId, NodeChunk, chunks, combine_chunk_digests};
 use lockstep_common::reduce::{NodeId, Reduction, Tree};
+use lockstep_common::shared_memory::{FloatBuffer, Region};
+use lockstep_proto::chunk::to_bytes;
 use rayon::prelude::*;
 use tokio::sync::mpsc;
+use tracing::debug;
 
-/// How many parts' memory is kept: as many as two workers send for a model of 16 million parameters.
-const MAX_SPARE: usize = 128;
+/// How many parts' memory is kept for each chunk: as many as wait for their siblings when four workers send two nodes each.
+const MAX_SPARE: usize = 8;
 
 /// What the aggregator is told, in this order for each round: one `Begin`; then, for each node, one `Expect` before the
 /// parts of its gradient.
@@ -33,12 +36,14 @@ pub enum ToAggregator {
         round: u64,
         /// Samples in its global batch.
         samples: u32,
+        /// Whether anybody wants the new parameters chunk by chunk.
+        chunks: bool,
     },
     /// The member's node was checked; its parts are welcome.
     Expect(MemberId, NodeId),
     /// A part of a node's gradient.
     Chunk(MemberId, NodeChunk),
-    /// A node's whole gradient, from a worker in this process.
+    /// A node's whole gradient, from a worker that shares the memory that it lies in.
     Whole {
         /// Who computed it.
         member: MemberId,
@@ -47,7 +52,7 @@ pub enum ToAggregator {
         /// Which node.
         node: NodeId,
         /// The flat vector.
-        gradient: Arc<Vec<f32>>,
+        gradient: Arc<FloatBuffer>,
     },
 }
 
@@ -81,7 +86,7 @@ pub enum FromAggregator {
         /// Digest of the parameters.
         digest: Digest,
         /// The parameters.
-        parameters: Arc<Vec<f32>>,
+        parameters: Arc<FloatBuffer>,
         /// What the round took here.
         took: Aggregation,
     },
@@ -98,7 +103,7 @@ pub enum FromAggregator {
 #[derive(Debug)]
 enum Piece {
     Owned(Vec<f32>),
-    Shared(Arc<Vec<f32>>, Range<usize>),
+    Shared(Arc<FloatBuffer>, Range<usize>),
 }
 
 impl Piece {
@@ -115,20 +120,13 @@ impl Piece {
 struct Round {
     number: u64,
     samples: u32,
+    /// Whether anybody wants the chunks one by one.
+    broadcast: bool,
     step: AdamStep,
-    /// Sums of the chunks that are not updated yet.
-    sums: Vec<Option<Reduction<Piece>>>,
     /// For each awaited node, which of its chunks are there.
     awaited: HashMap<(MemberId, NodeId), Vec<bool>>,
     updated: usize,
     took: Aggregation,
-}
-
-/// What an update of a chunk leaves behind.
-#[derive(Clone, Copy, Debug, Default)]
-struct ChunkResult {
-    sum_of_squares: f64,
-    digest: Digest,
 }
 
 /// See the module's documentation.
@@ -137,29 +135,31 @@ pub struct Aggregator {
     tree: Tree,
     adam: Adam,
     isa: Isa,
-    parameters: Arc<Vec<f32>>,
-    next: Vec<f32>,
+    parameters: Arc<FloatBuffer>,
+    /// The next version in the making; there is one from a round's first update on, when workers have let go of the
+    /// version before the current one.
+    next: Option<FloatBuffer>,
     /// Earlier versions; their memory is used again once nobody reads them.
-    retired: Vec<Arc<Vec<f32>>>,
-    /// Memory of parts that were added to others.
-    spare: Vec<Vec<f32>>,
+    retired: Vec<Arc<FloatBuffer>>,
+    /// Where versions should lie, for workers in other processes to read.
+    region: Option<Arc<Region>>,
     moments: Moments,
-    results: Vec<ChunkResult>,
+    chunks: Vec<Chunk>,
+    /// Threads to add and update with, this one among them; there are none where they cannot be had.
+    pool: Option<rayon::ThreadPool>,
     round: Option<Round>,
-    /// Whether anybody wants the chunks one by one.
-    broadcast_chunks: bool,
     report: mpsc::UnboundedSender<FromAggregator>,
 }
 
 impl Aggregator {
-    /// An aggregator that starts from `parameters`. With `broadcast_chunks` it reports every chunk of a new version, for
-    /// workers in other processes; reports are as many as chunks, so that their channel needs no bound of its own.
+    /// An aggregator that starts from `parameters`, and puts later versions into slots of `region` if there are free ones.
+    /// Reports are at most as many as chunks and nodes, so that their channel needs no bound of its own.
     pub fn new(
         tree: Tree,
         adam: Adam,
         isa: Isa,
-        parameters: Arc<Vec<f32>>,
-        broadcast_chunks: bool,
+        parameters: Arc<FloatBuffer>,
+        region: Option<Arc<Region>>,
         report: mpsc::UnboundedSender<FromAggregator>,
     ) -> Self {
         let len = parameters.len();
@@ -167,20 +167,23 @@ impl Aggregator {
             tree,
             adam,
             isa,
-            next: vec![0.0; len],
+            next: None,
             retired: Vec::new(),
-            spare: Vec::new(),
             moments: Moments::zero(len),
-            results: vec![ChunkResult::default(); len.div_ceil(CHUNK_FLOATS)],
+            chunks: (0..len.div_ceil(CHUNK_FLOATS)).map(|_| Chunk::default()).collect(),
+            pool: None,
             parameters,
             round: None,
-            broadcast_chunks,
+            region,
             report,
         }
     }
 
     /// Works until all senders are gone or nobody reads the reports any more.
     pub fn run(mut self, mut inbox: mpsc::Receiver<ToAggregator>) {
+        // This thread does its part, so that it need not be woken when the others are done.
+        let builder = rayon::ThreadPoolBuilder::new().thread_name(|i| format!("update-{i}")).use_current_thread();
+        self.pool = builder.build().inspect_err(|error| debug!("updates use one thread: {error}")).ok();
         loop {
             let idle = Instant::now();
             let Some(message) = inbox.blocking_recv() else { return };
@@ -195,27 +198,27 @@ impl Aggregator {
 
     fn handle(&mut self, message: ToAggregator) -> Result<(), Closed> {
         match message {
-            ToAggregator::Begin { round, samples } => self.begin(round, samples),
+            ToAggregator::Begin { round, samples, chunks } => self.begin(round, samples, chunks),
             ToAggregator::Expect(member, node) => {
-                let chunks = self.results.len();
+                let chunks = self.chunks.len();
                 if let Some(round) = &mut self.round {
                     round.awaited.insert((member, node), vec![false; chunks]);
                 }
             }
             ToAggregator::Chunk(member, part) => self.chunk(member, part)?,
-            ToAggregator::Whole { member, round, node, gradient } => self.whole(member, round, node, &gradient)?,
+            ToAggregator::Whole { member, round, node, gradient } => self.whole(member, round, node, gradient)?,
         }
         Ok(())
     }
 
-    fn begin(&mut self, round: u64, samples: u32) {
-        let sums = (0..self.results.len()).map(|_| Some(Reduction::new(self.tree))).collect();
+    fn begin(&mut self, round: u64, samples: u32, broadcast: bool) {
+        self.chunks.iter_mut().for_each(|chunk| chunk.sum = Some(Reduction::new(self.tree)));
         let step = self.adam.step(round + 1, samples);
         self.round = Some(Round {
             number: round,
             samples,
+            broadcast,
             step,
-            sums,
             awaited: HashMap::new(),
             updated: 0,
             took: Aggregation::default(),
@@ -223,125 +226,122 @@ impl Aggregator {
     }
 
     fn chunk(&mut self, member: MemberId, part: NodeChunk) -> Result<(), Closed> {
-        let Some((chunk, range)) = chunks(self.next.len()).nth(part.chunk as usize) else {
-            let reason = format!("chunk {} does not exist, the parameters have {}", part.chunk, self.results.len());
+        let Some((chunk, range)) = chunks(self.parameters.len()).nth(part.chunk as usize) else {
+            let reason = format!("chunk {} does not exist, the parameters have {}", part.chunk, self.chunks.len());
             return self.send(FromAggregator::Violation { member, reason });
         };
         if part.data.len() != range.len() {
             let reason = format!("chunk {chunk} has {} floats, {} were sent", range.len(), part.data.len());
             return self.send(FromAggregator::Violation { member, reason });
         }
-        self.take(member, part.round, part.node, [(chunk as usize, Piece::Owned(part.data))])
+        self.take(member, part.round, part.node, vec![(chunk as usize, Piece::Owned(part.data))])
     }
 
-    fn whole(&mut self, member: MemberId, round: u64, node: NodeId, gradient: &Arc<Vec<f32>>) -> Result<(), Closed> {
-        if gradient.len() != self.next.len() {
-            let reason = format!("a gradient of {} floats for {} parameters", gradient.len(), self.next.len());
+    fn whole(&mut self, member: MemberId, round: u64, node: NodeId, gradient: Arc<FloatBuffer>) -> Result<(), Closed> {
+        if gradient.len() != self.parameters.len() {
+            let reason = format!("a gradient of {} floats for {} parameters", gradient.len(), self.parameters.len());
             return self.send(FromAggregator::Violation { member, reason });
         }
         let pieces = chunks(gradient.len());
-        let pieces = pieces.map(|(chunk, range)| (chunk as usize, Piece::Shared(gradient.clone(), range)));
+        let pieces = pieces.map(|(chunk, range)| (chunk as usize, Piece::Shared(gradient.clone(), range))).collect();
+        // The pieces alone keep it now, so that its memory is free as soon as they are added.
+        drop(gradient);
         self.take(member, round, node, pieces)
     }
 
-    /// Adds parts of an awaited node to the sums; updates the chunks that are complete now. What is not awaited is of
-    /// another round or was checked and found wrong, and is dropped.
-    fn take(
-        &mut self,
-        member: MemberId,
-        number: u64,
-        node: NodeId,
-        pieces: impl IntoIterator<Item = (usize, Piece)>,
-    ) -> Result<(), Closed> {
+    /// Adds parts of an awaited node to the sums, and takes the optimizer step for the chunks that are complete then. What
+    /// is not awaited is of another round or was checked and found wrong, and is dropped.
+    fn take(&mut self, member: MemberId, number: u64, node: NodeId, pieces: Vec<(usize, Piece)>) -> Result<(), Closed> {
         let Some(round) = self.round.as_mut().filter(|round| round.number == number) else { return Ok(()) };
         let Some(there) = round.awaited.get_mut(&(member, node)) else { return Ok(()) };
-        let mut complete = Vec::new();
-        let started = Instant::now();
-        for (chunk, piece) in pieces {
-            there[chunk] = true;
-            let Some(sum) = &mut round.sums[chunk] else { continue };
-            sum.insert(node, piece, |left, right| add(self.isa, &mut self.spare, left, right));
-            if let Some(root) = sum.take_root() {
-                round.sums[chunk] = None;
-                complete.push((chunk, root));
-            }
-        }
-        round.took.reduce += started.elapsed();
+        pieces.iter().for_each(|&(chunk, _)| there[chunk] = true);
         if there.iter().all(|&there| there) {
             round.awaited.remove(&(member, node));
             self.send(FromAggregator::Arrived { member, round: number, node })?;
         }
-        self.update(complete)
-    }
-
-    /// Takes the optimizer step for chunks whose gradient is complete, in parallel.
-    fn update(&mut self, complete: Vec<(usize, Piece)>) -> Result<(), Closed> {
+        let mut next = self.next.take().unwrap_or_else(|| self.buffer_for_next());
+        let updated = self.combine(node, pieces, &mut next);
         let Some(round) = &mut self.round else { return Ok(()) };
-        if complete.is_empty() {
-            return Ok(());
-        }
-        let started = Instant::now();
-        let (isa, step) = (self.isa, round.step);
-        let mut roots: Vec<Option<Piece>> = Vec::new();
-        roots.resize_with(self.results.len(), || None);
-        let updated: Vec<usize> = complete.iter().map(|&(chunk, _)| chunk).collect();
-        complete.into_iter().for_each(|(chunk, root)| roots[chunk] = Some(root));
-        self.next
-            .par_chunks_mut(CHUNK_FLOATS)
-            .zip(self.parameters.par_chunks(CHUNK_FLOATS))
-            .zip(self.moments.first.par_chunks_mut(CHUNK_FLOATS))
-            .zip(self.moments.second.par_chunks_mut(CHUNK_FLOATS))
-            .zip(&roots)
-            .zip(&mut self.results)
-            .for_each(|(((((updated, parameters), first_moment), second_moment), root), result)| {
-                let Some(root) = root else { return };
-                let gradient_sum = root.values();
-                result.sum_of_squares = elementwise::sum_of_squares(isa, gradient_sum);
-                adam::apply(isa, step, AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated });
-                result.digest = Digest::of_floats(updated);
-            });
-        round.took.update += started.elapsed();
         round.updated += updated.len();
-        let done = round.updated == self.results.len();
-        let version = round.number + 1;
-        for root in roots.into_iter().flatten() {
-            recycle(&mut self.spare, root);
-        }
-        if self.broadcast_chunks {
+        let (done, version) = (round.updated == self.chunks.len(), number + 1);
+        if round.broadcast {
             for chunk in updated {
                 let start = chunk * CHUNK_FLOATS;
-                let values = &self.next[start..(start + CHUNK_FLOATS).min(self.next.len())];
-                let data = to_bytes(values);
+                let data = to_bytes(&next[start..(start + CHUNK_FLOATS).min(next.len())]);
                 self.send(FromAggregator::Updated { version, chunk: chunk as u32, data })?;
             }
         }
-        if done { self.commit() } else { Ok(()) }
+        if done {
+            return self.commit(next);
+        }
+        self.next = Some(next);
+        Ok(())
+    }
+
+    /// Adds the pieces of a node to the sums of their chunks, and makes the chunks of `next` whose sums are complete: each
+    /// chunk on one thread, so that what is added is still near the core when the step is taken. Returns which are made.
+    fn combine(&mut self, node: NodeId, pieces: Vec<(usize, Piece)>, next: &mut [f32]) -> Vec<usize> {
+        let Some(round) = &mut self.round else { return Vec::new() };
+        let started = Instant::now();
+        let (isa, step) = (self.isa, round.step);
+        let mut pieces_of: Vec<Option<Piece>> = Vec::new();
+        pieces_of.resize_with(self.chunks.len(), || None);
+        pieces.into_iter().for_each(|(chunk, piece)| pieces_of[chunk] = Some(piece));
+        let slices = next
+            .chunks_mut(CHUNK_FLOATS)
+            .zip(self.parameters.chunks(CHUNK_FLOATS))
+            .zip(self.moments.first.chunks_mut(CHUNK_FLOATS))
+            .zip(self.moments.second.chunks_mut(CHUNK_FLOATS));
+        let tasks = slices.zip(&mut self.chunks).zip(pieces_of).enumerate();
+        let mut tasks: Vec<ChunkTask<'_>> = tasks
+            .filter_map(|(index, (((((updated, parameters), first_moment), second_moment), chunk), piece))| {
+                Some(ChunkTask { index, piece: Some(piece?), updated, parameters, first_moment, second_moment, chunk })
+            })
+            .collect();
+        let run = |task: &mut ChunkTask<'_>| task.run(isa, step, node);
+        let took: Vec<ChunkTimes> = match &self.pool {
+            Some(pool) if tasks.len() > 1 => pool.install(|| tasks.par_iter_mut().map(run).collect()),
+            _ => tasks.iter_mut().map(run).collect(),
+        };
+        let sum = |part: fn(&ChunkTimes) -> Duration| took.iter().map(part).sum::<Duration>();
+        let (reduce, update) = (sum(|times| times.reduce), sum(|times| times.update.unwrap_or_default()));
+        // Several threads' times, as parts of the time that passed.
+        let passed = started.elapsed();
+        let share = reduce.as_secs_f64() / (reduce + update).as_secs_f64().max(f64::MIN_POSITIVE);
+        let reduced = passed.mul_f64(share.clamp(0.0, 1.0)).min(passed);
+        round.took.reduce += reduced;
+        round.took.update += passed - reduced;
+        let updated = tasks.iter().zip(&took).filter(|(_, times)| times.update.is_some());
+        updated.map(|(task, _)| task.index).collect()
     }
 
     /// All chunks are updated: the next version becomes the current one.
-    fn commit(&mut self) -> Result<(), Closed> {
+    fn commit(&mut self, next: FloatBuffer) -> Result<(), Closed> {
         let Some(round) = &self.round else { return Ok(()) };
         // The round stays: parts of nodes that are in the sum already are still awaited, and reported when they are whole.
         let (number, samples, took) = (round.number, round.samples, round.took);
-        let sum_of_squares: f64 = self.results.iter().fold(0.0, |sum, result| sum + result.sum_of_squares);
-        let made = Arc::new(std::mem::take(&mut self.next));
+        let sum_of_squares: f64 = self.chunks.iter().fold(0.0, |sum, chunk| sum + chunk.sum_of_squares);
+        let made = Arc::new(next);
         let old = std::mem::replace(&mut self.parameters, made);
         self.retired.push(old);
-        self.next = self.buffer_for_next();
         self.send(FromAggregator::Reduced {
             round: number,
             gradient_norm: sum_of_squares.sqrt() / f64::from(samples),
-            digest: combine_chunk_digests(self.results.iter().map(|result| result.digest)),
+            digest: combine_chunk_digests(self.chunks.iter().map(|chunk| chunk.digest)),
             parameters: self.parameters.clone(),
             took,
         })
     }
 
     /// Memory of a version that nobody reads any more, or new memory.
-    fn buffer_for_next(&mut self) -> Vec<f32> {
-        let free = self.retired.iter().position(|version| Arc::strong_count(version) == 1);
-        let reused = free.and_then(|at| Arc::try_unwrap(self.retired.swap_remove(at)).ok());
-        reused.unwrap_or_else(|| vec![0.0; self.parameters.len()])
+    fn buffer_for_next(&mut self) -> FloatBuffer {
+        // Where versions can be shared, those that are not are not used again.
+        let wanted = |version: &FloatBuffer| self.region.is_none() || version.slot().is_some();
+        self.retired.retain(|version| wanted(version) || Arc::strong_count(version) > 1);
+        let free = self.retired.iter().position(|version| wanted(version) && Arc::strong_count(version) == 1);
+        let reused = free.and_then(|at| Arc::into_inner(self.retired.swap_remove(at)));
+        let slot = || self.region.as_ref()?.take().map(FloatBuffer::Shared);
+        reused.or_else(slot).unwrap_or_else(|| vec![0.0; self.parameters.len()].into())
     }
 
     fn send(&self, report: FromAggregator) -> Result<(), Closed> {
@@ -351,6 +351,59 @@ impl Aggregator {
 
 /// Nobody reads the reports any more.
 struct Closed;
+
+/// What belongs to a chunk of the parameters from round to round.
+#[derive(Debug, Default)]
+struct Chunk {
+    /// The sum in the making; none when it was complete and the chunk is updated.
+    sum: Option<Reduction<Piece>>,
+    /// Memory of parts that were added to others.
+    spare: Vec<Vec<f32>>,
+    /// Of the last gradient.
+    sum_of_squares: f64,
+    /// Of the last version.
+    digest: Digest,
+}
+
+/// How long a task took.
+struct ChunkTimes {
+    reduce: Duration,
+    /// `None` if the sum is not complete yet.
+    update: Option<Duration>,
+}
+
+/// A piece of a node, and everything that it may change.
+struct ChunkTask<'a> {
+    index: usize,
+    piece: Option<Piece>,
+    updated: &'a mut [f32],
+    parameters: &'a [f32],
+    first_moment: &'a mut [f32],
+    second_moment: &'a mut [f32],
+    chunk: &'a mut Chunk,
+}
+
+impl ChunkTask<'_> {
+    /// Adds the piece; takes the optimizer step if the sum is complete then.
+    fn run(&mut self, isa: Isa, step: AdamStep, node: NodeId) -> ChunkTimes {
+        let started = Instant::now();
+        let Self { piece, updated, parameters, first_moment, second_moment, chunk, .. } = self;
+        let Chunk { sum, spare, sum_of_squares, digest } = &mut **chunk;
+        if let (Some(sum), Some(piece)) = (sum.as_mut(), piece.take()) {
+            sum.insert(node, piece, |left, right| add(isa, spare, left, right));
+        }
+        let root = sum.as_mut().and_then(Reduction::take_root);
+        let reduce = started.elapsed();
+        let Some(root) = root else { return ChunkTimes { reduce, update: None } };
+        *sum = None;
+        let gradient_sum = root.values();
+        *sum_of_squares = elementwise::sum_of_squares(isa, gradient_sum);
+        adam::apply(isa, step, AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated });
+        *digest = Digest::of_floats(updated);
+        recycle(spare, root);
+        ChunkTimes { reduce, update: Some(started.elapsed() - reduce) }
+    }
+}
 
 /// The sum of two siblings, in the memory of the left one if it is ours.
 fn add(isa: Isa, spare: &mut Vec<Vec<f32>>, left: Piece, right: Piece) -> Piece {
@@ -372,9 +425,4 @@ fn recycle(spare: &mut Vec<Vec<f32>>, piece: Piece) {
     if let (Piece::Owned(values), true) = (piece, spare.len() < MAX_SPARE) {
         spare.push(values);
     }
-}
-
-/// Little-endian bytes of floats, to be shared by all links.
-pub(crate) fn to_bytes(values: &[f32]) -> Bytes {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into()
 }

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use lockstep_common::config::RunSpec;
 use lockstep_common::ledger::Record;
 use lockstep_common::placement::PlacedData;
-use lockstep_common::progress::{Event as Progressed, RunState, RunStatus, TimedEvent, WorkerStatus};
-use lockstep_common::protocol::{Assignment, FromWorker, LeafTask, MemberId, Refusal, ToWorker, Welcome, Work, chunks};
+use lockstep_common::progress::{Event as Progressed, RunState, RunStatus, TimedEvent, Transport, WorkerStatus};
+use lockstep_common::protocol::{Assignment, FromWorker, LeafTask, MemberId, Refusal, ToWorker, Welcome, Work};
+use lockstep_common::shared_memory::FloatBuffer;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info};
@@ -29,7 +30,7 @@ pub struct RunResult {
     /// How it ended.
     pub outcome: Outcome,
     /// The parameters after the last committed round.
-    pub parameters: Arc<Vec<f32>>,
+    pub parameters: Arc<FloatBuffer>,
     /// Rounds committed.
     pub rounds: u64,
     /// The run at its end, as the monitor shows it.
@@ -51,9 +52,9 @@ pub(crate) struct Driver {
     pub(crate) journal: Journal,
     pub(crate) hub: Arc<Hub>,
     /// The parameters after the last committed round.
-    pub(crate) parameters: Arc<Vec<f32>>,
+    pub(crate) parameters: Arc<FloatBuffer>,
     /// The parameters that a round has made and that become current with its commit.
-    pub(crate) made: Option<Arc<Vec<f32>>>,
+    pub(crate) made: Option<Arc<FloatBuffer>>,
     pub(crate) expected: ExpectedSamples,
     pub(crate) started: Instant,
     pub(crate) links: BTreeMap<MemberId, Box<dyn Link>>,
@@ -132,7 +133,7 @@ impl Driver {
             FromAggregator::Updated { version, chunk, data } => {
                 let receivers: Vec<MemberId> = self.machine.receivers().collect();
                 for member in receivers {
-                    if self.links.get(&member).is_some_and(|link| !link.shares_memory()) {
+                    if self.takes_chunks(member) {
                         let data = data.clone();
                         self.send(member, ToWorker::ParameterChunk { version, chunk, data }).await;
                     }
@@ -141,7 +142,7 @@ impl Driver {
             FromAggregator::Reduced { round, gradient_norm, digest, parameters, took } => {
                 let receivers: Vec<MemberId> = self.machine.receivers().collect();
                 for member in receivers {
-                    if self.links.get(&member).is_some_and(|link| link.shares_memory()) {
+                    if !self.takes_chunks(member) {
                         let values = parameters.clone();
                         self.send(member, ToWorker::Parameters { version: round + 1, values }).await;
                     }
@@ -182,7 +183,9 @@ impl Driver {
             }
             Effect::Begin { round, samples } => {
                 self.first_round.get_or_insert_with(Instant::now);
-                self.aggregate(ToAggregator::Begin { round, samples }).await;
+                // Who takes part is known: chunks that nobody wants are not copied.
+                let chunks = self.links.values().any(|link| link.transport() == Transport::Grpc);
+                self.aggregate(ToAggregator::Begin { round, samples, chunks }).await;
             }
             Effect::Expect(member, node) => self.aggregate(ToAggregator::Expect(member, node)).await,
             Effect::Record(record) => self.commit(&record),
@@ -202,7 +205,7 @@ impl Driver {
     fn admit(&mut self, connection: ConnectionId, member: MemberId) {
         let Some(Joining { link, answer }) = self.joining.remove(&connection) else { return };
         let heartbeat_interval = self.spec.heartbeat_interval;
-        let welcome = Welcome { member, job: self.spec.job(), heartbeat_interval };
+        let welcome = Welcome { member, job: self.spec.job(), heartbeat_interval, shared_memory: None };
         self.links.insert(member, link);
         // If the worker is gone already, its connection reports that by itself.
         let _ = answer.send(Ok(welcome));
@@ -228,13 +231,12 @@ impl Driver {
 
     async fn send_parameters(&mut self, member: MemberId, version: u64) {
         let values = self.parameters.clone();
-        if self.links.get(&member).is_some_and(|link| link.shares_memory()) {
-            return self.send(member, ToWorker::Parameters { version, values }).await;
-        }
-        for (chunk, range) in chunks(values.len()) {
-            let data = crate::aggregate::to_bytes(&values[range]);
-            self.send(member, ToWorker::ParameterChunk { version, chunk, data }).await;
-        }
+        self.send(member, ToWorker::Parameters { version, values }).await;
+    }
+
+    /// Whether a member gets new parameters chunk by chunk.
+    fn takes_chunks(&self, member: MemberId) -> bool {
+        self.links.get(&member).is_some_and(|link| link.transport() == Transport::Grpc)
     }
 
     async fn send(&mut self, member: MemberId, message: ToWorker) {
@@ -273,6 +275,7 @@ impl Driver {
             name: member.name.clone(),
             isa: member.isa.clone(),
             threads: member.threads,
+            transport: self.links.get(&id).map_or(Transport::Grpc, |link| link.transport()),
             leaves: self.machine.outstanding(id),
             cached_shards: member.cached.len() as u32,
             leaves_computed: member.leaves_computed,

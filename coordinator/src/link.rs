@@ -1,5 +1,6 @@
 //! What the driver and its workers are connected by: gRPC, or channels inside one process.
 
+use lockstep_common::progress::Transport;
 use lockstep_common::protocol::{FromWorker, JoinRequest, MemberId, Refusal, ToWorker, Welcome};
 use tokio::sync::{mpsc, oneshot};
 
@@ -14,8 +15,9 @@ pub trait Link: Send {
     /// [`LinkError`] when the worker cannot be reached any more.
     fn send(&mut self, message: ToWorker) -> Result<(), LinkError>;
 
-    /// Whether new parameters go to this worker as a whole, in memory that it shares, instead of chunk by chunk.
-    fn shares_memory(&self) -> bool;
+    /// How tensors travel: over gRPC new parameters go to the worker chunk by chunk as they are made, else as a whole. A
+    /// worker that turns out to share memory does so from then on.
+    fn transport(&self) -> Transport;
 }
 
 /// Why a message could not be handed over.
@@ -66,7 +68,7 @@ impl Link for InProcessLink {
         self.0.send(message).map_err(|_| LinkError::Closed)
     }
 
-    fn shares_memory(&self) -> bool {
-        true
+    fn transport(&self) -> Transport {
+        Transport::InProcess
     }
 }

@@ -12,7 +12,9 @@ use lockstep_common::kernel::Isa;
 use lockstep_common::ledger::Header;
 use lockstep_common::placement::PlacedData;
 use lockstep_common::protocol::parameters_digest;
+use lockstep_common::shared_memory::{Access, FloatBuffer, Region};
 use tokio::sync::mpsc;
+use tracing::debug;
 
 use crate::aggregate::{Aggregator, ToAggregator};
 use crate::driver::{Driver, RunResult};
@@ -37,8 +39,23 @@ pub struct CoordinatorConfig {
     pub directory: PathBuf,
     /// What the optimizer computes on.
     pub isa: Isa,
-    /// Whether workers in other processes may join, which get parameters chunk by chunk.
+    /// Whether workers in other processes may join.
     pub remote_workers: bool,
+}
+
+/// Versions that may lie in shared memory: the current one, the one being made, the one that workers keep besides, and one
+/// more for a worker that is slow to let go.
+const SHARED_VERSIONS: u32 = 4;
+
+/// Memory for versions of `floats` parameters that other processes can read. Without it, tensors travel over gRPC.
+fn shared_versions(floats: usize) -> Option<Arc<Region>> {
+    match Region::create(SHARED_VERSIONS, floats, Access::Read) {
+        Ok(region) => Some(Arc::new(region)),
+        Err(error) => {
+            debug!("{error}");
+            None
+        }
+    }
 }
 
 /// Why a coordinator cannot start.
@@ -63,6 +80,7 @@ pub struct Coordinator {
     inbox: Inbox,
     inbound: mpsc::Receiver<Inbound>,
     reports: mpsc::UnboundedReceiver<crate::aggregate::FromAggregator>,
+    region: Option<Arc<Region>>,
 }
 
 impl Coordinator {
@@ -83,10 +101,11 @@ impl Coordinator {
             fingerprint: fingerprint(isa),
         });
 
-        let parameters = Arc::new(initial_parameters);
+        let parameters = Arc::new(FloatBuffer::from(initial_parameters));
+        let region = (remote_workers && spec.shared_memory).then(|| shared_versions(parameters.len())).flatten();
         let (report, reports) = mpsc::unbounded_channel();
         let tree = spec.schedule.tree;
-        let aggregator = Aggregator::new(tree, spec.optimizer, isa, parameters.clone(), remote_workers, report);
+        let aggregator = Aggregator::new(tree, spec.optimizer, isa, parameters.clone(), region.clone(), report);
         let (to_aggregator, aggregator_inbox) = mpsc::channel::<ToAggregator>(AGGREGATOR_DEPTH);
         std::thread::Builder::new()
             .name("aggregator".to_owned())
@@ -112,12 +131,17 @@ impl Coordinator {
             outcome: None,
             spec,
         };
-        Ok(Self { driver, inbox, inbound, reports })
+        Ok(Self { driver, inbox, inbound, reports, region })
     }
 
     /// Where links hand in messages.
     pub fn inbox(&self) -> Inbox {
         self.inbox.clone()
+    }
+
+    /// Where versions of the parameters lie, if workers in other processes can read them there.
+    pub fn region(&self) -> Option<Arc<Region>> {
+        self.region.clone()
     }
 
     /// The run's public state.
@@ -127,7 +151,7 @@ impl Coordinator {
 
     /// Runs to the end of the run, or until `shutdown` gives a reason to stop.
     pub async fn run(self, shutdown: impl Future<Output = String>) -> RunResult {
-        let Self { driver, inbox, inbound, reports } = self;
+        let Self { driver, inbox, inbound, reports, region: _ } = self;
         // Links hold their own senders; ours would keep the channel open for ever.
         drop(inbox);
         driver.run(inbound, reports, shutdown).await

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_common::protocol::Samples;
+use lockstep_common::shared_memory::FloatBuffer;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::limits::CHUNK_BYTES;
@@ -37,7 +38,7 @@ pub fn to_bytes(values: &[f32]) -> Bytes {
 }
 
 /// A range of shared floats as bytes: no copy on a little-endian machine. `None` if `range` is not a range of `values`.
-pub fn shared_to_bytes(values: &Arc<Vec<f32>>, range: Range<usize>) -> Option<Bytes> {
+pub fn shared_to_bytes(values: &Arc<FloatBuffer>, range: Range<usize>) -> Option<Bytes> {
     let floats = values.get(range.clone())?;
     if !cfg!(target_endian = "little") {
         return Some(to_bytes(floats));
@@ -105,7 +106,7 @@ fn copy(data: &[u8], values: &mut [f32]) {
     }
 }
 
-struct Floats(Arc<Vec<f32>>);
+struct Floats(Arc<FloatBuffer>);
 
 impl AsRef<[u8]> for Floats {
     fn as_ref(&self) -> &[u8] {
@@ -136,7 +137,7 @@ mod tests {
         let mut shifted = vec![0u8];
         shifted.extend_from_slice(&bytes);
         assert_eq!(bits(&to_floats(&shifted[1..]).unwrap()), bits(&values));
-        let shared = Arc::new(values);
+        let shared = Arc::new(values.into());
         assert_eq!(shared_to_bytes(&shared, 1..3).unwrap(), bytes.slice(4..12));
         assert!(shared_to_bytes(&shared, 1..5).is_none());
     }

@@ -4,7 +4,9 @@ mod strategies;
 
 use lockstep_common::progress::{RunStatus, TimedEvent};
 use lockstep_common::protocol::{ShardRef, Split, ToWorker};
-use lockstep_proto::convert::{ExchangeUp, SessionReader, SessionUp, ShardReader, ShardRequest, Upward, workers};
+use lockstep_proto::convert::{
+    ExchangeDown, ExchangeUp, SessionReader, SessionUp, ShardReader, ShardRequest, Upward, workers,
+};
 use lockstep_proto::status::{self, Refusal};
 use lockstep_proto::v1;
 use proptest::prelude::*;
@@ -17,7 +19,7 @@ fn read_as_everything(bytes: &[u8]) {
     let _ = v1::ExchangeRequest::decode(bytes).map(ExchangeUp::try_from);
     let _ = v1::FetchShardRequest::decode(bytes).map(ShardRequest::try_from);
     let _ = v1::WatchRequest::decode(bytes);
-    let _ = v1::ExchangeResponse::decode(bytes).map(ToWorker::try_from);
+    let _ = v1::ExchangeResponse::decode(bytes).map(ExchangeDown::try_from);
     let _ = v1::WatchResponse::decode(bytes).map(TimedEvent::try_from);
     let _ = v1::GetRunResponse::decode(bytes).map(RunStatus::try_from);
     let _ = v1::ListWorkersResponse::decode(bytes).map(workers);
@@ -37,7 +39,12 @@ fn read_as_everything(bytes: &[u8]) {
 fn admitted() -> SessionReader {
     let member = lockstep_common::protocol::MemberId { worker: 1, incarnation: 1 };
     let heartbeat_interval = std::time::Duration::from_secs(1);
-    let welcome = lockstep_common::protocol::Welcome { member, job: small_job(4, 9, 4, 3), heartbeat_interval };
+    let welcome = lockstep_common::protocol::Welcome {
+        member,
+        job: small_job(4, 9, 4, 3),
+        heartbeat_interval,
+        shared_memory: None,
+    };
     let mut reader = SessionReader::new();
     reader.read((&welcome).into()).unwrap();
     reader

@@ -4,8 +4,8 @@ mod strategies;
 
 use bytes::Bytes;
 use lockstep_common::progress::{RunStatus, TimedEvent};
-use lockstep_common::protocol::{Job, MemberId, ShardRef, Split, ToWorker, Welcome};
-use lockstep_proto::convert::{ExchangeUp, SessionReader, SessionUp, ShardReader, ShardRequest};
+use lockstep_common::protocol::{Job, MemberId, ShardRef, Split, Welcome};
+use lockstep_proto::convert::{ExchangeDown, ExchangeUp, SessionReader, SessionUp, ShardReader, ShardRequest};
 use lockstep_proto::{WireError, chunk, v1};
 use strategies::{samples, small_job};
 use v1::{exchange_request, layer, session_request, session_response};
@@ -25,7 +25,12 @@ fn exchange(message: exchange_request::Message) -> Result<ExchangeUp, WireError>
 
 fn welcome() -> Welcome {
     let member = MemberId { worker: 1, incarnation: 1 };
-    Welcome { member, job: small_job(8, 100, 16, 2), heartbeat_interval: std::time::Duration::from_secs(1) }
+    Welcome {
+        member,
+        job: small_job(8, 100, 16, 2),
+        heartbeat_interval: std::time::Duration::from_secs(1),
+        shared_memory: None,
+    }
 }
 
 fn admitted() -> SessionReader {
@@ -282,7 +287,7 @@ fn node_chunks_and_reports() {
     check(exchange(Announce(v1::Announce { loss: None, ..done.clone() })), "Announce.loss: is missing");
     check(exchange(Announce(v1::Announce { node: None, ..done })), "Announce.node: is missing");
 
-    let hello = |member| Hello(v1::ExchangeHello { member });
+    let hello = |member| Hello(v1::ExchangeHello { member, shares_memory: false });
     let member = |worker, incarnation| Some(v1::Member { worker, incarnation });
     check(exchange(hello(None)), "ExchangeHello.member: is missing");
     check(exchange(hello(member(0, 1))), "ExchangeHello.member.worker: is 0, but must be at least 1");
@@ -303,10 +308,10 @@ fn parameter_chunks() {
         let mut response = lockstep_proto::convert::parameter_chunk(1, 0, Bytes::from_static(&[0; 8]));
         let Some(v1::exchange_response::Message::ParameterChunk(chunk)) = &mut response.message else { panic!() };
         change(chunk);
-        ToWorker::try_from(response)
+        ExchangeDown::try_from(response)
     };
     response(|_| ()).unwrap();
-    check(ToWorker::try_from(v1::ExchangeResponse { message: None }), "ExchangeResponse.message: is missing");
+    check(ExchangeDown::try_from(v1::ExchangeResponse { message: None }), "ExchangeResponse.message: is missing");
     check(response(|c| c.data.truncate(7)), "ParameterChunk.data: 7 bytes are no multiple of 4");
     assert!(response(|c| c.data.truncate(4)).unwrap_err().is_damage());
 }

@@ -10,9 +10,10 @@ use lockstep_common::protocol::{
     Work,
 };
 use lockstep_common::reduce::NodeId;
+use lockstep_common::shared_memory::FloatBuffer;
 use lockstep_proto::convert::{
-    Downward, ExchangeUp, SessionDown, SessionReader, SessionUp, ShardReader, ShardRequest, Upward, sample_bytes,
-    shard_messages,
+    Downward, ExchangeDown, ExchangeUp, SessionDown, SessionReader, SessionUp, ShardReader, ShardRequest, Upward,
+    sample_bytes, shard_messages,
 };
 use lockstep_proto::status::{self, Verdict, verdict};
 use lockstep_proto::v1::worker_service_server::WorkerService;
@@ -53,7 +54,12 @@ impl WorkerService for Coordinator {
         if join.version != "1" {
             return Err(status::Refusal::from(Refusal::Version { run: "1".into(), worker: join.version }).into());
         }
-        let welcome = Welcome { member: MEMBER, job: job(), heartbeat_interval: std::time::Duration::from_secs(1) };
+        let welcome = Welcome {
+            member: MEMBER,
+            job: job(),
+            heartbeat_interval: std::time::Duration::from_secs(1),
+            shared_memory: None,
+        };
         let Downward::Session(assign) = ToWorker::Assign(assignment()).into() else { unreachable!() };
         let responses = std::iter::once((&welcome).into()).chain(assign).map(Ok);
         Ok(Response::new(Box::pin(tokio_stream::iter(responses))))
@@ -66,7 +72,7 @@ impl WorkerService for Coordinator {
     ) -> Result<Response<Self::ExchangeStream>, Status> {
         let mut requests = request.into_inner();
         let first = requests.message().await?.ok_or_else(|| Status::cancelled("no hello"))?;
-        let member = ExchangeUp::try_from(first)?.hello()?;
+        let member = ExchangeUp::try_from(first)?.hello()?.member;
         if member != MEMBER {
             return Err(status::Refusal::NotAMember { member }.into());
         }
@@ -124,7 +130,7 @@ async fn a_worker_and_a_coordinator() {
     };
     assert_eq!(*received, assignment());
 
-    let gradient = Arc::new((0..CHUNK_FLOATS + 5).map(|i| i as f32).collect::<Vec<f32>>());
+    let gradient: Arc<FloatBuffer> = Arc::new((0..CHUNK_FLOATS + 5).map(|i| i as f32).collect::<Vec<f32>>().into());
     let node = NodeId { level: 0, index: 0 };
     let Upward::Exchange(chunks) = FromWorker::NodeWhole { round: 6, node, gradient: gradient.clone() }.into() else {
         panic!()
@@ -133,11 +139,12 @@ async fn a_worker_and_a_coordinator() {
     let mut responses = client.exchange(tokio_stream::iter(requests)).await.unwrap().into_inner();
     let mut parameters = vec![0.0; gradient.len()];
     while let Some(response) = responses.message().await.unwrap() {
-        let ToWorker::ParameterChunk { version: 7, chunk, data } = response.try_into().unwrap() else { panic!() };
+        let down = ExchangeDown::try_from(response).unwrap();
+        let ExchangeDown::Message(ToWorker::ParameterChunk { version: 7, chunk, data }) = down else { panic!() };
         let part = parameters.chunks_mut(CHUNK_FLOATS).nth(chunk as usize).unwrap();
         lockstep_proto::chunk::copy_into(&data, part).unwrap();
     }
-    assert_eq!(parameters, *gradient);
+    assert_eq!(parameters, **gradient);
 
     let stranger = MemberId { worker: 9, incarnation: 1 };
     let status = client.exchange(tokio_stream::once(stranger.into())).await.unwrap_err();

@@ -10,8 +10,8 @@ use lockstep_common::protocol::{
 };
 use lockstep_common::reduce::NodeId;
 use lockstep_proto::convert::{
-    Downward, ExchangeUp, SessionDown, SessionReader, SessionUp, ShardReader, ShardRequest, Upward, sample_bytes,
-    shard_messages, workers,
+    Downward, ExchangeDown, ExchangeUp, Hello, SessionDown, SessionReader, SessionUp, ShardReader, ShardRequest,
+    Upward, node_slot, parameter_slot, release_gradient, release_parameters, sample_bytes, shard_messages, workers,
 };
 use lockstep_proto::limits::MAX_MESSAGE_BYTES;
 use lockstep_proto::{chunk, v1};
@@ -49,9 +49,22 @@ fn answered(welcome: &Welcome, message: ToWorker) -> (ToWorker, usize) {
     (message, messages)
 }
 
+/// A response of the exchange, as the worker reads it.
+fn down(response: &v1::ExchangeResponse) -> ToWorker {
+    match ExchangeDown::try_from(carried(response)).unwrap() {
+        ExchangeDown::Message(message) => message,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn small_welcome() -> Welcome {
     let member = MemberId { worker: 1, incarnation: 1 };
-    Welcome { member, job: small_job(8, 10_000, 10_000, 28), heartbeat_interval: std::time::Duration::from_secs(1) }
+    Welcome {
+        member,
+        job: small_job(8, 10_000, 10_000, 28),
+        heartbeat_interval: std::time::Duration::from_secs(1),
+        shared_memory: None,
+    }
 }
 
 fn text_of(value: &impl std::fmt::Debug) -> String {
@@ -84,9 +97,16 @@ proptest! {
     }
 
     #[test]
-    fn exchange_messages(member in member(), chunk in node_chunk(), report in node_report()) {
-        let hello = carried(&v1::ExchangeRequest::from(member));
-        prop_assert_eq!(ExchangeUp::try_from(hello).unwrap().hello().unwrap(), member);
+    fn exchange_messages(member in member(), shares_memory: bool, slot: u32, chunk in node_chunk(), report in node_report()) {
+        let hello = Hello { member, shares_memory };
+        let read = ExchangeUp::try_from(carried(&v1::ExchangeRequest::from(hello))).unwrap();
+        prop_assert_eq!(read.hello().unwrap(), hello);
+        let read = ExchangeUp::try_from(carried(&node_slot(report.work.version(), report.node, slot))).unwrap();
+        let expected = ExchangeUp::NodeSlot { round: report.work.version(), node: report.node, slot };
+        prop_assert_eq!(format!("{read:?}"), format!("{expected:?}"));
+        let read = ExchangeUp::try_from(carried(&release_parameters(slot))).unwrap();
+        prop_assert!(matches!(read, ExchangeUp::Release(read) if read == slot));
+        prop_assert!(read.message().is_err(), "memory that is not shared");
         let [FromWorker::NodeChunk(read)] = &exchange(FromWorker::NodeChunk(chunk.clone()))[..] else { panic!() };
         let bits = |floats: &[f32]| floats.iter().map(|float| float.to_bits()).collect::<Vec<u32>>();
         prop_assert_eq!((read.round, read.node, read.chunk), (chunk.round, chunk.node, chunk.chunk));
@@ -101,8 +121,13 @@ proptest! {
         let data = chunk::to_bytes(&floats);
         let message = ToWorker::ParameterChunk { version, chunk, data };
         let Downward::Exchange(responses) = Downward::from(message.clone()) else { panic!() };
-        let read: Vec<ToWorker> = responses.map(|response| carried(&response).try_into().unwrap()).collect();
+        let read: Vec<ToWorker> = responses.map(|response| down(&response)).collect();
         prop_assert_eq!(text_of(&read), text_of(&[message]));
+        let slot = ExchangeDown::try_from(carried(&parameter_slot(version, chunk))).unwrap();
+        let expected = ExchangeDown::ParameterSlot { version, slot: chunk };
+        prop_assert_eq!(format!("{slot:?}"), format!("{expected:?}"));
+        let release = ExchangeDown::try_from(carried(&release_gradient(chunk))).unwrap();
+        prop_assert!(matches!(release, ExchangeDown::Release(slot) if slot == chunk));
     }
 
     #[test]
@@ -193,7 +218,7 @@ fn the_largest_messages_of_the_largest_run_are_within_the_limit() {
 #[test]
 fn whole_vectors_travel_in_chunks_of_a_mebibyte() {
     let floats = 2 * CHUNK_FLOATS + 3;
-    let values = Arc::new((0..floats).map(|i| i as f32).collect::<Vec<f32>>());
+    let values = Arc::new((0..floats).map(|i| i as f32).collect::<Vec<f32>>().into());
     let node = NodeId { level: 1, index: 2 };
     let chunks = exchange(FromWorker::NodeWhole { round: 4, node, gradient: Arc::clone(&values) });
     let order: Vec<u32> = chunks
@@ -215,12 +240,10 @@ fn whole_vectors_travel_in_chunks_of_a_mebibyte() {
     };
     let mut received = vec![0.0; floats];
     for response in responses {
-        let ToWorker::ParameterChunk { version: 9, chunk, data } = carried(&response).try_into().unwrap() else {
-            panic!()
-        };
+        let ToWorker::ParameterChunk { version: 9, chunk, data } = down(&response) else { panic!() };
         chunk::copy_into(&data, received.chunks_mut(CHUNK_FLOATS).nth(chunk as usize).unwrap()).unwrap();
     }
-    assert_eq!(received, *values);
+    assert_eq!(received, **values);
 }
 
 #[test]

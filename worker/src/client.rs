@@ -1,12 +1,13 @@
 //! A worker's side of gRPC: find the coordinator, join, and take part until the run ends.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lockstep_common::fingerprint::fingerprint;
 use lockstep_common::placement::ShardSamples;
-use lockstep_common::protocol::{self, FromWorker, Job, JoinRequest, MemberId, ShardRef, ToWorker};
-use lockstep_proto::convert::{SessionDown, SessionReader, ShardReader, ShardRequest, Upward};
+use lockstep_common::protocol::{self, FromWorker, Job, JoinRequest, MemberId, ShardRef, ToWorker, Welcome};
+use lockstep_proto::convert::{ExchangeDown, Hello, SessionDown, SessionReader, ShardReader, ShardRequest, Upward};
 use lockstep_proto::limits::{EXCHANGE_QUEUE, SESSION_QUEUE};
 use lockstep_proto::status::{Refusal, Verdict, describe, verdict};
 use lockstep_proto::v1::worker_service_client::WorkerServiceClient;
@@ -16,10 +17,11 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
-use tracing::info;
+use tracing::{debug, info};
 
 use crate::engine::EngineError;
 use crate::session::{self, Compute, Outgoing, SessionEnd, ShardSource, Transport};
+use crate::sharing::Sharing;
 
 /// First pause before trying again; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -39,6 +41,8 @@ pub struct WorkerOptions {
     pub compute: Compute,
     /// How long it looks for a coordinator before it gives up.
     pub patience: Duration,
+    /// Whether it exchanges tensors through shared memory if the coordinator offers some that it can see.
+    pub shared_memory: bool,
 }
 
 /// Why a worker ends without the run having ended.
@@ -102,7 +106,7 @@ pub async fn run(
     let mut pause = FIRST_PAUSE;
     loop {
         let tried_at = Instant::now();
-        let attempt = take_part(&endpoint, &request, options.compute, drain.clone(), say).await?;
+        let attempt = take_part(&endpoint, &request, &options, drain.clone(), say).await?;
         let last = match attempt {
             Attempt::Over(SessionEnd::Finished(reason)) => return Ok(reason),
             Attempt::Over(SessionEnd::Evicted(reason)) => {
@@ -139,11 +143,11 @@ pub async fn run(
 async fn take_part(
     endpoint: &Endpoint,
     request: &JoinRequest,
-    compute: Compute,
+    options: &WorkerOptions,
     drain: watch::Receiver<bool>,
     say: &(dyn Fn(&str) + Sync),
 ) -> Result<Attempt, WorkerError> {
-    let transport = match connect(endpoint, request).await {
+    let transport = match connect(endpoint, request, options.shared_memory).await {
         Ok(transport) => transport,
         Err(status) => {
             let reason = describe(&status);
@@ -158,11 +162,11 @@ async fn take_part(
     };
     let member = transport.welcome.member;
     say(&format!("joined run {:?} as {member}", transport.welcome.job.run));
-    Ok(Attempt::Over(session::run(transport, compute, drain).await?))
+    Ok(Attempt::Over(session::run(transport, options.compute, drain).await?))
 }
 
 /// Joins: a session on one connection, an exchange and shards on another, so that bulk data cannot delay heartbeats.
-async fn connect(endpoint: &Endpoint, request: &JoinRequest) -> Result<Transport, Status> {
+async fn connect(endpoint: &Endpoint, request: &JoinRequest, share: bool) -> Result<Transport, Status> {
     let mut control = transport::worker_client(channel(endpoint).await?);
     let (session_requests, requests) = mpsc::channel::<v1::SessionRequest>(SESSION_QUEUE);
     let joined = tokio_stream::once(v1::SessionRequest::from(request.clone())).chain(ReceiverStream::new(requests));
@@ -181,22 +185,42 @@ async fn connect(endpoint: &Endpoint, request: &JoinRequest) -> Result<Transport
     let mut bulk = transport::worker_client(channel(endpoint).await?);
     let shards = RemoteShards { client: bulk.clone(), member: welcome.member, job: welcome.job.clone() };
     let (exchange_requests, requests) = mpsc::channel::<v1::ExchangeRequest>(EXCHANGE_QUEUE);
-    let hello = tokio_stream::once(v1::ExchangeRequest::from(welcome.member)).chain(ReceiverStream::new(requests));
+    let sharing = open_shared(&welcome, share).map(Arc::new);
+    if let Some(sharing) = &sharing {
+        sharing.tell_releases(exchange_requests.downgrade());
+    }
+    let hello = Hello { member: welcome.member, shares_memory: sharing.is_some() };
+    let hello = tokio_stream::once(v1::ExchangeRequest::from(hello)).chain(ReceiverStream::new(requests));
     let chunks = answered(bulk.exchange(hello)).await?.into_inner();
 
     let (incoming_sender, incoming) = mpsc::unbounded_channel();
     tokio::spawn(read_session(responses, reader, incoming_sender.clone()));
-    tokio::spawn(read_exchange(chunks, incoming_sender));
+    tokio::spawn(read_exchange(chunks, incoming_sender, sharing.clone()));
     let (control_sender, control_messages) = mpsc::channel(SESSION_QUEUE);
     let (bulk_sender, bulk_messages) = mpsc::channel(session::OUTGOING_DEPTH);
-    tokio::spawn(write(control_messages, session_requests.clone(), exchange_requests.clone()));
-    tokio::spawn(write(bulk_messages, session_requests, exchange_requests));
+    tokio::spawn(write(control_messages, session_requests.clone(), exchange_requests.clone(), None));
+    tokio::spawn(write(bulk_messages, session_requests, exchange_requests, sharing.clone()));
     Ok(Transport {
         welcome,
         incoming: Box::pin(UnboundedReceiverStream::new(incoming)),
         outgoing: Outgoing { control: control_sender, bulk: bulk_sender },
         shards: ShardSource::Remote(Box::new(shards)),
+        gradients: sharing.map(|sharing| sharing.gradients()),
     })
+}
+
+/// The memory that the coordinator offers, if it is wanted and can be seen from here.
+fn open_shared(welcome: &Welcome, share: bool) -> Option<Sharing> {
+    let offer = welcome.shared_memory.as_deref().filter(|_| share)?;
+    // A model that does not resolve, or to another layout, ends the session with an error.
+    let parameters = welcome.job.model.resolve().ok()?.layout.parameters();
+    match Sharing::open(*offer, parameters) {
+        Ok(sharing) => Some(sharing),
+        Err(error) => {
+            debug!("tensors travel over gRPC: {error}");
+            None
+        }
+    }
 }
 
 async fn channel(endpoint: &Endpoint) -> Result<Channel, Status> {
@@ -239,10 +263,24 @@ async fn read_session(mut responses: Streaming<v1::SessionResponse>, mut reader:
     }
 }
 
-async fn read_exchange(mut responses: Streaming<v1::ExchangeResponse>, incoming: Incoming) {
+async fn read_exchange(
+    mut responses: Streaming<v1::ExchangeResponse>,
+    incoming: Incoming,
+    sharing: Option<Arc<Sharing>>,
+) {
+    let read = |response: v1::ExchangeResponse| match (ExchangeDown::try_from(response), &sharing) {
+        (Err(error), _) => Err(error.to_string()),
+        (Ok(response), Some(sharing)) => sharing.receive(response),
+        (Ok(ExchangeDown::Message(message)), None) => Ok(Some(message)),
+        (Ok(_), None) => Err("it speaks of memory that is not shared".to_owned()),
+    };
     loop {
         let message = match responses.message().await {
-            Ok(Some(response)) => ToWorker::try_from(response).map_err(|error| format!("exchange: {error}")),
+            Ok(Some(response)) => match read(response) {
+                Ok(Some(message)) => Ok(message),
+                Ok(None) => continue,
+                Err(error) => Err(format!("exchange: {error}")),
+            },
             // The session says why.
             Ok(None) => return,
             Err(status) => Err(format!("exchange: {}", describe(&status))),
@@ -259,8 +297,15 @@ async fn write(
     mut messages: mpsc::Receiver<FromWorker>,
     session: mpsc::Sender<v1::SessionRequest>,
     exchange: mpsc::Sender<v1::ExchangeRequest>,
+    sharing: Option<Arc<Sharing>>,
 ) {
     while let Some(message) = messages.recv().await {
+        if let Some(request) = sharing.as_ref().and_then(|sharing| sharing.hand_in(&message)) {
+            if exchange.send(request).await.is_err() {
+                return;
+            }
+            continue;
+        }
         match Upward::from(message) {
             Upward::Session(request) => {
                 if session.send(request).await.is_err() {
@@ -313,4 +358,38 @@ fn process_number() -> u64 {
     bytes[..8].copy_from_slice(&nanos.to_le_bytes());
     bytes[8..].copy_from_slice(&u64::from(std::process::id()).to_le_bytes());
     lockstep_common::hash::Digest::of(&bytes).0 as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_common::config::{DataFacts, RunConfig};
+    use lockstep_common::data::Dtype;
+    use lockstep_common::model;
+    use lockstep_common::protocol::SharedMemory;
+    use lockstep_common::shape::Shape;
+    use lockstep_common::shared_memory::Offer;
+
+    use super::*;
+
+    /// Scenario: the coordinator runs where its process cannot be seen. Property: tensors travel, and nobody complains.
+    #[test]
+    fn memory_that_cannot_be_seen_is_done_without() {
+        let config = RunConfig { name: Some("test".to_owned()), ..RunConfig::default() };
+        let data = DataFacts {
+            name: "test data".to_owned(),
+            sample_shape: Shape::new([28, 28]),
+            dtype: Dtype::U8,
+            training_samples: 1000,
+            validation_samples: 0,
+        };
+        let spec = config.resolve(model::preset("conv").expect("a preset"), &data).expect("a valid run");
+        let nowhere = Offer { process: 0, descriptor: 3, token: 5, slots: 2 };
+        let welcome = Welcome {
+            member: MemberId { worker: 1, incarnation: 1 },
+            job: spec.job(),
+            heartbeat_interval: Duration::from_secs(1),
+            shared_memory: Some(Box::new(SharedMemory { parameters: nowhere, gradients: nowhere })),
+        };
+        assert!(open_shared(&welcome, true).is_none());
+    }
 }

@@ -13,6 +13,8 @@ use lockstep_common::placement::ShardSamples;
 use lockstep_common::protocol::{Assignment, Bytes, CHUNK_FLOATS, Job, LeafTask, NodeReport, ShardRef, Work, chunks};
 use lockstep_common::reduce::NodeId;
 use lockstep_common::shard::samples_digest;
+use lockstep_common::shared_memory::{FloatBuffer, Region};
+use lockstep_proto::chunk::copy_into;
 use rayon::prelude::*;
 use tokio::sync::mpsc;
 
@@ -42,12 +44,12 @@ pub enum Command {
         /// Rounds that made the version.
         version: u64,
         /// The flat vector.
-        values: Arc<Vec<f32>>,
+        values: Arc<FloatBuffer>,
     },
     /// Leaves to compute, once the parameters of their version are there.
     Assign(Assignment),
     /// A gradient that was sent: its memory can be used again.
-    Recycle(Vec<f32>),
+    Recycle(FloatBuffer),
 }
 
 /// What the engine makes.
@@ -58,7 +60,7 @@ pub enum Output {
         /// What to report with it.
         report: NodeReport,
         /// Its gradient sum.
-        gradient: Vec<f32>,
+        gradient: FloatBuffer,
     },
     /// The engine cannot do what it was told.
     Failed(String),
@@ -87,13 +89,18 @@ pub enum EngineError {
 pub struct Engine {
     job: Job,
     network: Network,
-    pool: rayon::ThreadPool,
+    threads: usize,
+    /// Made by the first assignment, on the thread that computes: that one is among its threads, and is not put to sleep
+    /// and woken for each piece of work.
+    pool: Option<rayon::ThreadPool>,
     cache: ShardCache,
     buffers: Buffers,
     /// Whole versions of the parameters, the newest last.
-    versions: VecDeque<(u64, Arc<Vec<f32>>)>,
+    versions: VecDeque<(u64, Arc<FloatBuffer>)>,
     /// Versions of which some chunks are there.
     partial: BTreeMap<u64, Partial>,
+    /// Memory of versions that came in chunks and are no longer needed.
+    spare: Vec<FloatBuffer>,
     packed: AlignedFloats,
     packed_version: Option<u64>,
     /// Assignments whose parameters are not there yet, each with the time at which it came.
@@ -102,7 +109,7 @@ pub struct Engine {
 }
 
 struct Partial {
-    values: Vec<f32>,
+    values: FloatBuffer,
     there: Vec<bool>,
 }
 
@@ -114,30 +121,33 @@ struct EpochOrders {
 }
 
 impl Engine {
-    /// An engine for a run.
+    /// An engine for a run. It puts gradients into `gradients`, as long as there is room.
     ///
     /// # Errors
     /// [`EngineError`] when the run's model cannot be built or has another layout here.
-    pub fn new(job: Job, isa: Isa, threads: usize, cache: ShardCache) -> Result<Self, EngineError> {
+    pub fn new(
+        job: Job,
+        isa: Isa,
+        threads: usize,
+        cache: ShardCache,
+        gradients: Option<Arc<Region>>,
+    ) -> Result<Self, EngineError> {
         let model = job.model.resolve()?;
         let worker = model.layout.hash();
         if worker != job.layout {
             return Err(EngineError::Layout { run: job.layout, worker });
         }
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("compute-{i}"))
-            .build()
-            .map_err(|error| EngineError::Threads(error.to_string()))?;
         let network = Network::new(&model, job.loss, isa);
         Ok(Self {
             packed: AlignedFloats::zeros(network.packed_len()),
             packed_version: None,
             job,
             network,
-            pool,
+            threads,
+            pool: None,
             cache,
-            buffers: Buffers::default(),
+            buffers: Buffers::sharing(gradients),
+            spare: Vec::new(),
             versions: VecDeque::new(),
             partial: BTreeMap::new(),
             waiting: VecDeque::new(),
@@ -180,14 +190,11 @@ impl Engine {
         let Some((_, range)) = chunks(len).nth(chunk as usize) else {
             return Err(format!("parameter chunk {chunk} does not exist, there are {count}"));
         };
-        if data.len() != range.len() * 4 {
-            return Err(format!("parameter chunk {chunk} has {} bytes, not {}", data.len(), range.len() * 4));
-        }
-        let fresh = || Partial { values: vec![0.0; len], there: vec![false; count] };
+        let spare = &mut self.spare;
+        let fresh =
+            || Partial { values: spare.pop().unwrap_or_else(|| vec![0.0; len].into()), there: vec![false; count] };
         let partial = self.partial.entry(version).or_insert_with(fresh);
-        for (value, bytes) in partial.values[range].iter_mut().zip(data.chunks_exact(4)) {
-            *value = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        }
+        copy_into(data, &mut partial.values[range]).map_err(|error| format!("parameter chunk {chunk}: {error}"))?;
         partial.there[chunk as usize] = true;
         if partial.there.iter().all(|&there| there)
             && let Some(partial) = self.partial.remove(&version)
@@ -197,13 +204,16 @@ impl Engine {
         Ok(())
     }
 
-    fn whole(&mut self, version: u64, values: Arc<Vec<f32>>) {
+    fn whole(&mut self, version: u64, values: Arc<FloatBuffer>) {
         if self.versions.back().is_some_and(|(newest, _)| version <= *newest) {
             return;
         }
         self.versions.push_back((version, values));
-        if self.versions.len() > KEPT_VERSIONS {
-            self.versions.pop_front();
+        if self.versions.len() > KEPT_VERSIONS
+            && let Some((_, old)) = self.versions.pop_front()
+            && let Some(values @ FloatBuffer::Private(_)) = Arc::into_inner(old)
+        {
+            self.spare.push(values);
         }
         self.partial = self.partial.split_off(&(version + 1));
     }
@@ -221,15 +231,22 @@ impl Engine {
             Ok(source) => source,
             Err(reason) => return emit(Output::Failed(reason)),
         };
+        if self.pool.is_none() {
+            match compute_pool(self.threads) {
+                Ok(pool) => self.pool = Some(pool),
+                Err(error) => return emit(Output::Failed(format!("cannot start compute threads: {error}"))),
+            }
+        }
+        let Some(pool) = &self.pool else { return };
         if self.packed_version != Some(work.version()) {
             let (network, packed) = (&self.network, &mut self.packed);
-            self.pool.install(|| network.pack(parameters, packed));
+            pool.install(|| network.pack(parameters, packed));
             self.packed_version = Some(work.version());
         }
         let weights = Weights { parameters, packed: &self.packed };
         let leaves: Vec<u32> = source.leaves.keys().copied().collect();
         let (network, buffers) = (&self.network, &self.buffers);
-        self.pool.install(|| {
+        pool.install(|| {
             self.job.schedule.tree.cover_set(&leaves).into_par_iter().for_each(|node| {
                 let sum = match work {
                     Work::Gradient { .. } => subtree(network, weights, node, &source, buffers),
@@ -286,6 +303,13 @@ impl Engine {
         }
         Ok(LeafSamples { samples, order, places })
     }
+}
+
+/// Threads to compute with, this one among them. A thread belongs to one pool for good: the second engine on a thread,
+/// which only tests have, gets as many other threads.
+fn compute_pool(threads: usize) -> Result<rayon::ThreadPool, rayon::ThreadPoolBuildError> {
+    let builder = || rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("compute-{i}"));
+    builder().use_current_thread().build().or_else(|_| builder().build())
 }
 
 /// One leaf's samples.

@@ -7,6 +7,7 @@ pub mod client;
 pub mod engine;
 pub mod session;
 pub mod shard_cache;
+mod sharing;
 
 /// This release: coordinator and workers must be of the same one.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use lockstep_common::kernel::Isa;
 use lockstep_common::placement::{PlacedData, ShardSamples};
-use lockstep_common::protocol::{
-    FromWorker, KeepList, NodeChunk, NodeReport, ShardRef, ToWorker, Welcome, Work, chunks,
-};
+use lockstep_common::protocol::{FromWorker, KeepList, NodeReport, ShardRef, ToWorker, Welcome, Work};
+use lockstep_common::shared_memory::{FloatBuffer, Region};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_stream::{Stream, StreamExt};
@@ -17,8 +16,8 @@ use crate::client::RemoteShards;
 use crate::engine::{self, Command, Engine, EngineError, Output};
 use crate::shard_cache::ShardCache;
 
-/// Messages to the coordinator that may wait: gradient parts are the large ones, 1 MiB each.
-pub const OUTGOING_DEPTH: usize = 16;
+/// Messages to the coordinator that may wait: two nodes, each announced and handed over as a whole.
+pub const OUTGOING_DEPTH: usize = 4;
 
 /// A session's connection, whatever it is made of.
 pub struct Transport {
@@ -31,6 +30,8 @@ pub struct Transport {
     pub outgoing: Outgoing,
     /// Where shards come from.
     pub shards: ShardSource,
+    /// Memory that the coordinator sees too, for the gradients of nodes.
+    pub gradients: Option<Arc<Region>>,
 }
 
 /// The two ways to the coordinator: signs of life never wait behind gradients.
@@ -57,11 +58,6 @@ impl ShardSource {
             Self::Local(data) => Ok(data.shard(shard)),
             Self::Remote(remote) => remote.fetch(shard).await,
         }
-    }
-
-    /// Whether gradients are handed over in memory that the coordinator shares.
-    fn shares_memory(&self) -> bool {
-        matches!(self, Self::Local(_))
     }
 }
 
@@ -94,9 +90,9 @@ pub async fn run(
     compute: Compute,
     mut drain: watch::Receiver<bool>,
 ) -> Result<SessionEnd, EngineError> {
-    let Transport { welcome, mut incoming, outgoing, shards } = transport;
+    let Transport { welcome, mut incoming, outgoing, shards, gradients } = transport;
     let cache = ShardCache::default();
-    let engine = match Engine::new(welcome.job, compute.isa, compute.threads, cache.clone()) {
+    let engine = match Engine::new(welcome.job, compute.isa, compute.threads, cache.clone(), gradients) {
         Ok(engine) => engine,
         Err(error) => {
             // So that the coordinator's log says why the worker leaves.
@@ -109,8 +105,7 @@ pub async fn run(
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (keep_lists, newest_list) = watch::channel(KeepList { list: 0, shards: Vec::new() });
     let fetcher = tokio::spawn(fetch_shards(newest_list, shards.clone(), cache, outgoing.control.clone()));
-    let mut sender =
-        NodeSender { outgoing: &outgoing.bulk, commands: &commands, shared: shards.shares_memory(), lent: Vec::new() };
+    let mut sender = NodeSender { outgoing: &outgoing.bulk, commands: &commands, lent: Vec::new() };
     let mut draining = false;
     let end = loop {
         tokio::select! {
@@ -120,7 +115,11 @@ pub async fn run(
                 Some(Ok(ToWorker::Evicted { reason })) => break SessionEnd::Evicted(reason),
                 Some(Ok(ToWorker::Finished { reason })) => break SessionEnd::Finished(reason),
                 Some(Ok(ToWorker::Keep(wanted))) => drop(keep_lists.send_replace(wanted)),
-                Some(Ok(ToWorker::Assign(assignment))) => command(&commands, Command::Assign(assignment)),
+                Some(Ok(ToWorker::Assign(assignment))) => {
+                    // By now, the coordinator has no use for most of what it was sent.
+                    sender.take_back();
+                    command(&commands, Command::Assign(assignment));
+                }
                 Some(Ok(ToWorker::ParameterChunk { version, chunk, data })) => {
                     command(&commands, Command::Chunk { version, chunk, data });
                 }
@@ -169,39 +168,26 @@ fn command(commands: &mpsc::UnboundedSender<Command>, command: Command) {
     }
 }
 
-/// Sends computed nodes the way that the transport wants them.
+/// Hands over computed nodes, and takes their memory back.
 struct NodeSender<'a> {
     outgoing: &'a mpsc::Sender<FromWorker>,
     commands: &'a mpsc::UnboundedSender<Command>,
-    shared: bool,
-    /// Gradients that the coordinator reads; their memory comes back when it is done.
-    lent: Vec<Arc<Vec<f32>>>,
+    /// Gradients that are read or on their way; their memory comes back when that is done.
+    lent: Vec<Arc<FloatBuffer>>,
 }
 
 impl NodeSender<'_> {
     /// Whether the connection is still there.
-    async fn send(&mut self, report: NodeReport, gradient: Vec<f32>) -> bool {
+    async fn send(&mut self, report: NodeReport, gradient: FloatBuffer) -> bool {
         let (work, node) = (report.work, report.node);
         if self.outgoing.send(FromWorker::Announce(report)).await.is_err() {
             return false;
         }
         let Work::Gradient { round } = work else { return true };
-        if self.shared {
-            self.take_back();
-            let gradient = Arc::new(gradient);
-            self.lent.push(gradient.clone());
-            return self.outgoing.send(FromWorker::NodeWhole { round, node, gradient }).await.is_ok();
-        }
-        // The last layers first: in a backward pass they are complete first.
-        for (chunk, range) in chunks(gradient.len()).rev() {
-            let data = gradient[range].to_vec();
-            let part = NodeChunk { round, node, chunk, data };
-            if self.outgoing.send(FromWorker::NodeChunk(part)).await.is_err() {
-                return false;
-            }
-        }
-        command(self.commands, Command::Recycle(gradient));
-        true
+        self.take_back();
+        let gradient = Arc::new(gradient);
+        self.lent.push(gradient.clone());
+        self.outgoing.send(FromWorker::NodeWhole { round, node, gradient }).await.is_ok()
     }
 
     fn take_back(&mut self) {

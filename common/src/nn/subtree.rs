@@ -1,13 +1,14 @@
 //! Sums over a subtree of the reduction tree: as many leaves in one pass as it can take, the others in parallel,
 //! additions by position.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use super::network::{Network, Weights};
 use super::workspace::Workspace;
 use crate::kernel::contraction::MAX_LEAVES;
 use crate::kernel::elementwise;
 use crate::reduce::NodeId;
+use crate::shared_memory::{FloatBuffer, Region};
 
 /// The samples of leaves, for the threads that compute them.
 pub trait LeafSource: Sync {
@@ -21,7 +22,7 @@ pub trait LeafSource: Sync {
 #[derive(Debug, Clone, PartialEq)]
 pub struct NodeSum {
     /// Sum of the samples' gradients, laid out like the parameters. Empty for an evaluation.
-    pub gradient: Vec<f32>,
+    pub gradient: FloatBuffer,
     /// Sum of the samples' losses.
     pub loss: f64,
     /// Number of samples.
@@ -32,7 +33,11 @@ pub struct NodeSum {
 #[derive(Debug, Default)]
 pub struct Buffers {
     workspaces: Mutex<Vec<Workspace>>,
-    gradients: Mutex<Vec<Vec<f32>>>,
+    gradients: Mutex<Vec<FloatBuffer>>,
+    /// Slots of the region that were used before.
+    slots: Mutex<Vec<FloatBuffer>>,
+    /// Where the gradients of whole nodes should lie, if there is room.
+    region: Option<Arc<Region>>,
 }
 
 impl Buffers {
@@ -40,14 +45,32 @@ impl Buffers {
         lock(&self.workspaces).pop().unwrap_or_else(|| network.workspace())
     }
 
-    fn gradient(&self, network: &Network) -> Vec<f32> {
-        lock(&self.gradients).pop().unwrap_or_else(|| vec![0.0; network.parameters()])
+    /// Buffers that put the gradients of whole nodes into slots of `region`, as long as there are free ones.
+    ///
+    /// # Panics
+    /// When this process may not write the region.
+    pub fn sharing(region: Option<Arc<Region>>) -> Self {
+        Self { region, ..Self::default() }
+    }
+
+    fn gradient(&self, network: &Network) -> FloatBuffer {
+        let used = lock(&self.gradients).pop();
+        used.unwrap_or_else(|| vec![0.0; network.parameters()].into())
+    }
+
+    /// Memory for the leaf in which the sum of a whole node comes to lie.
+    fn leading_gradient(&self, network: &Network) -> FloatBuffer {
+        let used = lock(&self.slots).pop();
+        let slot = used.or_else(|| self.region.as_ref()?.take().map(FloatBuffer::Shared));
+        slot.unwrap_or_else(|| self.gradient(network))
     }
 
     /// Gives back the memory of a gradient that is no longer needed.
-    pub fn recycle(&self, gradient: Vec<f32>) {
-        if !gradient.is_empty() {
-            lock(&self.gradients).push(gradient);
+    pub fn recycle(&self, gradient: FloatBuffer) {
+        match gradient {
+            FloatBuffer::Shared(_) => lock(&self.slots).push(gradient),
+            FloatBuffer::Private(ref values) if values.is_empty() => {}
+            FloatBuffer::Private(_) => lock(&self.gradients).push(gradient),
         }
     }
 }
@@ -93,7 +116,7 @@ impl<'a> Leaves<'a> {
         }
     }
 
-    fn sum(&self, gradient: Vec<f32>, loss: f64) -> NodeSum {
+    fn sum(&self, gradient: FloatBuffer, loss: f64) -> NodeSum {
         NodeSum { gradient, loss, samples: self.samples().iter().sum::<usize>() as u32 }
     }
 }
@@ -106,15 +129,41 @@ pub fn subtree(
     source: &dyn LeafSource,
     buffers: &Buffers,
 ) -> NodeSum {
+    subtree_in(network, weights, node, source, buffers, Place::OfNode)
+}
+
+/// Where a gradient is written: the sum of a node lies where its leftmost leaf was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Where the whole node's sum should be.
+    OfNode,
+    /// Anywhere: it is added to another one.
+    OfPart,
+}
+
+fn subtree_in(
+    network: &Network,
+    weights: Weights<'_>,
+    node: NodeId,
+    source: &dyn LeafSource,
+    buffers: &Buffers,
+    place: Place,
+) -> NodeSum {
     if let Some(leaves) = Leaves::of(node, network, source) {
-        let mut gradient = buffers.gradient(network);
+        let mut gradient = match place {
+            Place::OfNode => buffers.leading_gradient(network),
+            Place::OfPart => buffers.gradient(network),
+        };
         let mut workspace = buffers.workspace(network);
         let write = |i: usize, out: &mut [f32]| leaves.write(i, out);
         let loss = network.gradient_sum(weights, leaves.samples(), &write, &mut gradient, &mut workspace);
         lock(&buffers.workspaces).push(workspace);
         return leaves.sum(gradient, loss);
     }
-    let (mut left, right) = for_children(node, |child| subtree(network, weights, child, source, buffers));
+    let (mut left, right) = for_children(node, |child| {
+        let place = if child.is_left() { place } else { Place::OfPart };
+        subtree_in(network, weights, child, source, buffers, place)
+    });
     network.in_stretches(&mut left.gradient, &right.gradient, |left, right| {
         elementwise::add(network.isa(), left, right);
     });
@@ -135,10 +184,10 @@ pub fn evaluate(
         let write = |i: usize, out: &mut [f32]| leaves.write(i, out);
         let loss = network.loss_sum(weights, leaves.samples(), &write, &mut workspace);
         lock(&buffers.workspaces).push(workspace);
-        return leaves.sum(Vec::new(), loss);
+        return leaves.sum(FloatBuffer::default(), loss);
     }
     let (left, right) = for_children(node, |child| evaluate(network, weights, child, source, buffers));
-    NodeSum { gradient: Vec::new(), loss: left.loss + right.loss, samples: left.samples + right.samples }
+    NodeSum { gradient: FloatBuffer::default(), loss: left.loss + right.loss, samples: left.samples + right.samples }
 }
 
 /// The sums of a node's children, in parallel. A leaf, which has none, is never asked for them.

@@ -1,12 +1,14 @@
 //! The coordinator's gRPC server: workers, monitors, health and reflection on one port.
 
 mod monitor_service;
+mod sharing;
 mod worker_service;
 
 use std::sync::Arc;
 
 use lockstep_common::placement::PlacedData;
 use lockstep_common::protocol::Job;
+use lockstep_common::shared_memory::Region;
 use lockstep_proto::{FILE_DESCRIPTOR_SET, transport};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -30,6 +32,8 @@ pub struct Served {
     pub data: Arc<PlacedData>,
     /// Its public state.
     pub hub: Arc<Hub>,
+    /// Where versions of the parameters lie, if workers can read them there.
+    pub region: Option<Arc<Region>>,
 }
 
 /// A server that is running.
@@ -63,13 +67,13 @@ async fn run(
     served: Served,
     stopped: oneshot::Receiver<()>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let Served { inbox, job, data, hub } = served;
+    let Served { inbox, job, data, hub, region } = served;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let workers = transport::worker_server(Workers::new(inbox, job, data));
+    let workers = transport::worker_server(Workers::new(inbox, job, data, region));
     let monitoring = transport::monitor_server(Monitoring::new(hub));
     let (health, health_service) = tonic_health::server::health_reporter();
     set_serving(&health, &workers).await;

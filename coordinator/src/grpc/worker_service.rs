@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lockstep_common::placement::PlacedData;
+use lockstep_common::progress::Transport;
 use lockstep_common::protocol::{CHUNK_FLOATS, FromWorker, Job, MemberId, ToWorker};
+use lockstep_common::shared_memory::Region;
 use lockstep_proto::convert::{Downward, ExchangeUp, SessionUp, ShardRequest, shard_messages};
 use lockstep_proto::limits::SESSION_QUEUE;
 use lockstep_proto::v1::worker_service_server::WorkerService;
@@ -14,8 +16,10 @@ use lockstep_proto::{WireError, status, v1};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
+use tonic::transport::server::TcpConnectInfo;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::sharing::{Down, GRADIENT_SLOTS, Sharing, responses};
 use crate::link::{Inbound, Inbox, Link, LinkError};
 
 /// How long a new stream may take to say who it is.
@@ -31,50 +35,75 @@ pub(super) struct Workers {
     inbox: Inbox,
     job: Job,
     data: Arc<PlacedData>,
+    parameters: usize,
     parameter_queue: usize,
+    /// Where versions of the parameters lie, if workers on this host can read them there.
+    region: Option<Arc<Region>>,
     members: Arc<Members>,
 }
 
-/// The members that have a session, each with its parameter chunks until its exchange takes them.
+/// The members that have a session, each with what its exchange needs until that is opened.
 #[derive(Default)]
-struct Members(Mutex<HashMap<MemberId, Option<mpsc::Receiver<ToWorker>>>>);
+struct Members(Mutex<HashMap<MemberId, Option<Pending>>>);
+
+/// What a member's exchange needs.
+struct Pending {
+    waiting: mpsc::Receiver<Down>,
+    queue: mpsc::WeakSender<Down>,
+    sharing: Option<Arc<Sharing>>,
+}
 
 impl Members {
-    fn lock(&self) -> MutexGuard<'_, HashMap<MemberId, Option<mpsc::Receiver<ToWorker>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<MemberId, Option<Pending>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Workers {
-    pub(super) fn new(inbox: Inbox, job: Job, data: Arc<PlacedData>) -> Self {
+    pub(super) fn new(inbox: Inbox, job: Job, data: Arc<PlacedData>, region: Option<Arc<Region>>) -> Self {
         // A model that does not resolve would have stopped the coordinator.
         let parameters = job.model.resolve().map_or(0, |model| model.layout.parameters());
-        let parameter_queue = QUEUED_VERSIONS * (parameters.div_ceil(CHUNK_FLOATS) + 1);
-        Self { inbox, job, data, parameter_queue, members: Arc::default() }
+        let parameter_queue = QUEUED_VERSIONS * (parameters.div_ceil(CHUNK_FLOATS) + 1) + GRADIENT_SLOTS as usize;
+        Self { inbox, job, data, parameters, parameter_queue, region, members: Arc::default() }
+    }
+
+    /// Memory to share with a worker that connects from this host's own address.
+    fn sharing<T>(&self, request: &Request<T>) -> Option<Arc<Sharing>> {
+        let connection = request.extensions().get::<TcpConnectInfo>()?;
+        let (ours, theirs) = (connection.local_addr()?.ip(), connection.remote_addr()?.ip());
+        let region = self.region.clone().filter(|_| theirs.is_loopback() || ours == theirs)?;
+        Sharing::new(region, self.parameters).map(Arc::new)
     }
 }
 
 /// A link over gRPC. Messages wait in bounded queues; a worker whose queue is full does not keep up.
 struct GrpcLink {
     session: mpsc::Sender<ToWorker>,
-    exchange: mpsc::Sender<ToWorker>,
+    exchange: mpsc::Sender<Down>,
+    sharing: Option<Arc<Sharing>>,
 }
 
 impl Link for GrpcLink {
     fn send(&mut self, message: ToWorker) -> Result<(), LinkError> {
-        let queue = match message {
-            ToWorker::ParameterChunk { .. } | ToWorker::Parameters { .. } => &self.exchange,
-            _ => &self.session,
-        };
-        queue.try_send(message).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => LinkError::Full(queue.max_capacity()),
-            mpsc::error::TrySendError::Closed(_) => LinkError::Closed,
-        })
+        match message {
+            ToWorker::ParameterChunk { .. } | ToWorker::Parameters { .. } => {
+                try_send(&self.exchange, Down::Message(message))
+            }
+            _ => try_send(&self.session, message),
+        }
     }
 
-    fn shares_memory(&self) -> bool {
-        false
+    fn transport(&self) -> Transport {
+        let shared = self.sharing.as_ref().is_some_and(|sharing| sharing.is_accepted());
+        if shared { Transport::SharedMemory } else { Transport::Grpc }
     }
+}
+
+fn try_send<T>(queue: &mpsc::Sender<T>, message: T) -> Result<(), LinkError> {
+    queue.try_send(message).map_err(|error| match error {
+        mpsc::error::TrySendError::Full(_) => LinkError::Full(queue.max_capacity()),
+        mpsc::error::TrySendError::Closed(_) => LinkError::Closed,
+    })
 }
 
 #[tonic::async_trait]
@@ -87,20 +116,24 @@ impl WorkerService for Workers {
         &self,
         request: Request<Streaming<v1::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        let sharing = self.sharing(&request);
         let mut requests = request.into_inner();
         let request = SessionUp::try_from(first(&mut requests, "a join").await?)?.join()?;
         let (session, responses) = mpsc::channel(SESSION_QUEUE);
-        let (exchange, chunks) = mpsc::channel(self.parameter_queue);
+        let (exchange, waiting) = mpsc::channel(self.parameter_queue);
         let (answer, answered) = oneshot::channel();
-        let link = Box::new(GrpcLink { session, exchange });
+        let pending = Pending { waiting, queue: exchange.downgrade(), sharing: sharing.clone() };
+        let link = Box::new(GrpcLink { session, exchange, sharing });
         let join = Inbound::Join { request, link, answer };
         self.inbox.send(join).await.map_err(|_| status::Refusal::Shutdown)?;
-        let welcome = answered.await.map_err(|_| status::Refusal::Shutdown)?.map_err(status::Refusal::from)?;
+        let mut welcome = answered.await.map_err(|_| status::Refusal::Shutdown)?.map_err(status::Refusal::from)?;
         let member = welcome.member;
-        self.members.lock().insert(member, Some(chunks));
+        welcome.shared_memory = pending.sharing.as_ref().map(|sharing| Box::new(sharing.offer()));
+        self.members.lock().insert(member, Some(pending));
         let (inbox, members) = (self.inbox.clone(), self.members.clone());
         tokio::spawn(async move {
-            let reason = pass_on(requests, member, &inbox, |request| SessionUp::try_from(request)?.message()).await;
+            let reason =
+                pass_on(requests, member, &inbox, |request| Ok(Some(SessionUp::try_from(request)?.message()?))).await;
             members.lock().remove(&member);
             // Nobody to tell once the run is over.
             let _ = inbox.send(Inbound::Closed(member, format!("session: {reason}"))).await;
@@ -118,18 +151,28 @@ impl WorkerService for Workers {
         request: Request<Streaming<v1::ExchangeRequest>>,
     ) -> Result<Response<Self::ExchangeStream>, Status> {
         let mut requests = request.into_inner();
-        let member = ExchangeUp::try_from(first(&mut requests, "a hello").await?)?.hello()?;
-        let chunks = self.members.lock().get_mut(&member).and_then(Option::take);
-        let chunks = chunks.ok_or(status::Refusal::NotAMember { member })?;
+        let hello = ExchangeUp::try_from(first(&mut requests, "a hello").await?)?.hello()?;
+        let member = hello.member;
+        let pending = self.members.lock().get_mut(&member).and_then(Option::take);
+        let Pending { waiting, queue, sharing } = pending.ok_or(status::Refusal::NotAMember { member })?;
+        let sharing = sharing.filter(|_| hello.shares_memory);
+        if let Some(sharing) = &sharing {
+            sharing.accept(queue);
+        }
         let inbox = self.inbox.clone();
+        let shared = sharing.clone();
         tokio::spawn(async move {
-            let reason = pass_on(requests, member, &inbox, |request| ExchangeUp::try_from(request)?.message()).await;
+            let read = |request| {
+                let request = ExchangeUp::try_from(request)?;
+                match &shared {
+                    Some(sharing) => sharing.receive(request).map_err(Unreadable),
+                    None => Ok(Some(request.message()?)),
+                }
+            };
+            let reason = pass_on(requests, member, &inbox, read).await;
             let _ = inbox.send(Inbound::Closed(member, format!("exchange: {reason}"))).await;
         });
-        let responses = ReceiverStream::new(chunks).map(|message| match Downward::from(message) {
-            Downward::Exchange(messages) => messages,
-            Downward::Session(_) => Box::new(std::iter::empty()),
-        });
+        let responses = ReceiverStream::new(waiting).map(move |down| responses(down, sharing.as_deref()));
         Ok(Response::new(Box::pin(flatten(responses).map(Ok))))
     }
 
@@ -159,12 +202,21 @@ async fn first<T>(requests: &mut Streaming<T>, what: &str) -> Result<T, Status> 
     message?.ok_or_else(|| Status::cancelled(format!("the stream ended before {what} came")))
 }
 
+/// Why a request cannot be passed on.
+struct Unreadable(String);
+
+impl From<WireError> for Unreadable {
+    fn from(error: WireError) -> Self {
+        Self(error.to_string())
+    }
+}
+
 /// Passes a member's messages on to the driver until the stream ends; says how it ended.
 async fn pass_on<T>(
     mut requests: Streaming<T>,
     member: MemberId,
     inbox: &Inbox,
-    read: impl Fn(T) -> Result<FromWorker, WireError>,
+    read: impl Fn(T) -> Result<Option<FromWorker>, Unreadable>,
 ) -> String {
     loop {
         let message = match requests.message().await {
@@ -174,12 +226,13 @@ async fn pass_on<T>(
             Err(error) => return status::describe(&error),
         };
         match read(message) {
-            Ok(message) => {
+            Ok(None) => {}
+            Ok(Some(message)) => {
                 if inbox.send(Inbound::From(member, message)).await.is_err() {
                     return "the run is over".to_owned();
                 }
             }
-            Err(error) => return error.to_string(),
+            Err(Unreadable(reason)) => return reason,
         }
     }
 }

@@ -16,9 +16,29 @@ use crate::wire_error::{Fault, WireError};
 #[derive(Clone, Debug)]
 pub enum ExchangeUp {
     /// Whose data follows.
-    Hello(MemberId),
-    /// Anything later: `Announce` or `NodeChunk`.
+    Hello(Hello),
+    /// A later message for the coordinator: `Announce` or `NodeChunk`.
     Message(FromWorker),
+    /// A node's gradient lies in a slot of the gradients' region.
+    NodeSlot {
+        /// Round of the gradient.
+        round: u64,
+        /// Position in the reduction tree.
+        node: NodeId,
+        /// Which slot.
+        slot: u32,
+    },
+    /// A slot of the parameters' region is no longer read.
+    Release(u32),
+}
+
+/// How an exchange begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Whose data follows.
+    pub member: MemberId,
+    /// Whether it has opened the shared memory that it was offered.
+    pub shares_memory: bool,
 }
 
 impl ExchangeUp {
@@ -26,21 +46,25 @@ impl ExchangeUp {
     ///
     /// # Errors
     /// [`Fault::OutOfOrder`] when it is anything else.
-    pub fn hello(self) -> Result<MemberId, WireError> {
+    pub fn hello(self) -> Result<Hello, WireError> {
         match self {
-            Self::Hello(member) => Ok(member),
-            Self::Message(_) => Err(out_of_order("ExchangeRequest", "a hello", "another message")),
+            Self::Hello(hello) => Ok(hello),
+            _ => Err(out_of_order("ExchangeRequest", "a hello", "another message")),
         }
     }
 
-    /// The message of a member, which must not be a second hello.
+    /// The message of a member that shares no memory, which must not be a second hello.
     ///
     /// # Errors
-    /// [`Fault::OutOfOrder`] when it is a hello.
+    /// [`Fault::OutOfOrder`] when it is a hello, or speaks of shared memory.
     pub fn message(self) -> Result<FromWorker, WireError> {
+        const EXPECTED: &str = "a member's message";
         match self {
             Self::Message(message) => Ok(message),
-            Self::Hello(_) => Err(out_of_order("ExchangeRequest", "a member's message", "a second hello")),
+            Self::Hello(_) => Err(out_of_order("ExchangeRequest", EXPECTED, "a second hello")),
+            Self::NodeSlot { .. } | Self::Release(_) => {
+                Err(out_of_order("ExchangeRequest", EXPECTED, "a slot of memory that is not shared"))
+            }
         }
     }
 }
@@ -51,17 +75,24 @@ impl TryFrom<v1::ExchangeRequest> for ExchangeUp {
     fn try_from(request: v1::ExchangeRequest) -> Result<Self, WireError> {
         use exchange_request::Message as Wire;
         Ok(match request.message.ok_or_else(|| WireError::missing("ExchangeRequest", "message"))? {
-            Wire::Hello(hello) => Self::Hello(required("ExchangeHello", "member", hello.member)?),
+            Wire::Hello(hello) => Self::Hello(Hello {
+                member: required("ExchangeHello", "member", hello.member)?,
+                shares_memory: hello.shares_memory,
+            }),
             Wire::NodeChunk(chunk) => Self::Message(FromWorker::NodeChunk(chunk.try_into()?)),
             Wire::Announce(report) => Self::Message(FromWorker::Announce(report.try_into()?)),
+            Wire::NodeSlot(v1::NodeSlot { round, node, slot }) => {
+                Self::NodeSlot { round, node: required("NodeSlot", "node", node)?, slot }
+            }
+            Wire::Release(v1::ReleaseSlot { slot }) => Self::Release(slot),
         })
     }
 }
 
 /// The hello: the first request of an exchange.
-impl From<MemberId> for v1::ExchangeRequest {
-    fn from(member: MemberId) -> Self {
-        let hello = v1::ExchangeHello { member: Some(member.into()) };
+impl From<Hello> for v1::ExchangeRequest {
+    fn from(hello: Hello) -> Self {
+        let hello = v1::ExchangeHello { member: Some(hello.member.into()), shares_memory: hello.shares_memory };
         Self { message: Some(exchange_request::Message::Hello(hello)) }
     }
 }
@@ -83,6 +114,24 @@ pub fn node_chunk(round: u64, node: NodeId, chunk: u32, data: Bytes) -> v1::Exch
     let checksum = checksum(&data);
     let message = v1::NodeChunk { round, node: Some(node.into()), chunk, data, checksum };
     v1::ExchangeRequest { message: Some(exchange_request::Message::NodeChunk(message)) }
+}
+
+/// The hello of a member that shares no memory.
+impl From<MemberId> for v1::ExchangeRequest {
+    fn from(member: MemberId) -> Self {
+        Hello { member, shares_memory: false }.into()
+    }
+}
+
+/// The message that a node's gradient lies in a slot.
+pub fn node_slot(round: u64, node: NodeId, slot: u32) -> v1::ExchangeRequest {
+    let message = v1::NodeSlot { round, node: Some(node.into()), slot };
+    v1::ExchangeRequest { message: Some(exchange_request::Message::NodeSlot(message)) }
+}
+
+/// The message that a slot of the parameters' region is no longer read.
+pub fn release_parameters(slot: u32) -> v1::ExchangeRequest {
+    v1::ExchangeRequest { message: Some(exchange_request::Message::Release(v1::ReleaseSlot { slot })) }
 }
 
 impl TryFrom<v1::NodeChunk> for protocol::NodeChunk {
@@ -151,16 +200,48 @@ pub fn parameter_chunk(version: u64, chunk: u32, data: Bytes) -> v1::ExchangeRes
     v1::ExchangeResponse { message: Some(exchange_response::Message::ParameterChunk(message)) }
 }
 
-impl TryFrom<v1::ExchangeResponse> for ToWorker {
+/// The message that a version of the parameters lies in a slot.
+pub fn parameter_slot(version: u64, slot: u32) -> v1::ExchangeResponse {
+    let message = exchange_response::Message::ParameterSlot(v1::ParameterSlot { version, slot });
+    v1::ExchangeResponse { message: Some(message) }
+}
+
+/// The message that a slot of the gradients' region is no longer read.
+pub fn release_gradient(slot: u32) -> v1::ExchangeResponse {
+    v1::ExchangeResponse { message: Some(exchange_response::Message::Release(v1::ReleaseSlot { slot })) }
+}
+
+/// An exchange response as the worker sees it.
+#[derive(Clone, Debug)]
+pub enum ExchangeDown {
+    /// A message for the worker: `ParameterChunk`.
+    Message(ToWorker),
+    /// A version of the parameters lies in a slot of the parameters' region.
+    ParameterSlot {
+        /// Number of rounds that made the version.
+        version: u64,
+        /// Which slot.
+        slot: u32,
+    },
+    /// A slot of the gradients' region is no longer read.
+    Release(u32),
+}
+
+impl TryFrom<v1::ExchangeResponse> for ExchangeDown {
     type Error = WireError;
 
     fn try_from(response: v1::ExchangeResponse) -> Result<Self, WireError> {
+        use exchange_response::Message as Wire;
         const M: &str = "ParameterChunk";
-        let Some(exchange_response::Message::ParameterChunk(chunk)) = response.message else {
-            return Err(WireError::missing("ExchangeResponse", "message"));
-        };
-        float_count(&chunk.data).at(M, "data")?;
-        verify(chunk.checksum, checksum(&chunk.data)).at(M, "checksum")?;
-        Ok(Self::ParameterChunk { version: chunk.version, chunk: chunk.chunk, data: chunk.data })
+        match response.message.ok_or_else(|| WireError::missing("ExchangeResponse", "message"))? {
+            Wire::ParameterChunk(chunk) => {
+                float_count(&chunk.data).at(M, "data")?;
+                verify(chunk.checksum, checksum(&chunk.data)).at(M, "checksum")?;
+                let v1::ParameterChunk { version, chunk, data, .. } = chunk;
+                Ok(Self::Message(ToWorker::ParameterChunk { version, chunk, data }))
+            }
+            Wire::ParameterSlot(v1::ParameterSlot { version, slot }) => Ok(Self::ParameterSlot { version, slot }),
+            Wire::Release(v1::ReleaseSlot { slot }) => Ok(Self::Release(slot)),
+        }
     }
 }

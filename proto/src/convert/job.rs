@@ -4,12 +4,14 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use lockstep_common::data::Dtype;
+use lockstep_common::hash::Digest;
 use lockstep_common::model::LayoutHash;
 use lockstep_common::nn::Loss;
-use lockstep_common::protocol::{Job, JoinRequest, Welcome};
+use lockstep_common::protocol::{Job, JoinRequest, SharedMemory, Welcome};
 use lockstep_common::reduce::Tree;
 use lockstep_common::shape::Shape;
 use lockstep_common::shard::Schedule;
+use lockstep_common::shared_memory::{MAX_SLOTS, Offer};
 
 use super::identity::nonzero;
 use super::{At, WireEnum, at_most, clip, digest, digest_bytes, micros, required, text, wire_enum};
@@ -127,7 +129,44 @@ impl From<&Welcome> for v1::Welcome {
             member: Some(welcome.member.into()),
             job: Some((&welcome.job).into()),
             heartbeat_interval_micros: micros(welcome.heartbeat_interval),
+            shared_memory: welcome.shared_memory.as_deref().map(|&memory| memory.into()),
         }
+    }
+}
+
+impl From<SharedMemory> for v1::SharedMemory {
+    fn from(SharedMemory { parameters, gradients }: SharedMemory) -> Self {
+        Self { parameters: Some(parameters.into()), gradients: Some(gradients.into()) }
+    }
+}
+
+impl TryFrom<v1::SharedMemory> for SharedMemory {
+    type Error = WireError;
+
+    fn try_from(memory: v1::SharedMemory) -> Result<Self, WireError> {
+        const M: &str = "SharedMemory";
+        Ok(Self {
+            parameters: required(M, "parameters", memory.parameters)?,
+            gradients: required(M, "gradients", memory.gradients)?,
+        })
+    }
+}
+
+impl From<Offer> for v1::SharedRegion {
+    fn from(Offer { process, descriptor, token, slots }: Offer) -> Self {
+        Self { process, descriptor, token: digest_bytes(Digest(token)), slots }
+    }
+}
+
+impl TryFrom<v1::SharedRegion> for Offer {
+    type Error = WireError;
+
+    fn try_from(region: v1::SharedRegion) -> Result<Self, WireError> {
+        const M: &str = "SharedRegion";
+        let v1::SharedRegion { process, descriptor, token, slots } = region;
+        nonzero(slots).at(M, "slots")?;
+        at_most(slots.into(), MAX_SLOTS.into(), "").at(M, "slots")?;
+        Ok(Self { process, descriptor, token: digest(&token).at(M, "token")?.0, slots })
     }
 }
 
@@ -143,6 +182,10 @@ impl TryFrom<v1::Welcome> for Welcome {
             member: required(M, "member", welcome.member)?,
             job: required(M, "job", welcome.job)?,
             heartbeat_interval: Duration::from_micros(welcome.heartbeat_interval_micros),
+            shared_memory: match welcome.shared_memory {
+                Some(_) => Some(Box::new(required(M, "shared_memory", welcome.shared_memory)?)),
+                None => None,
+            },
         })
     }
 }

@@ -14,7 +14,10 @@ mod samples;
 mod session;
 mod shard;
 
-pub use exchange::{ExchangeUp, node_chunk, parameter_chunk};
+pub use exchange::{
+    ExchangeDown, ExchangeUp, Hello, node_chunk, node_slot, parameter_chunk, parameter_slot, release_gradient,
+    release_parameters,
+};
 pub use job::sample_bytes;
 pub use monitor::workers;
 pub use route::{Downward, Messages, Upward};

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use lockstep_common::progress::{
-    Breakdown, EpochReport, Event, RoundReport, RunState, RunStatus, TimedEvent, WorkerStatus,
+    Breakdown, EpochReport, Event, RoundReport, RunState, RunStatus, TimedEvent, Transport, WorkerStatus,
 };
 
-use super::{At, clip, digest, digest_bytes, each, micros, required, text};
+use super::{At, WireEnum, clip, digest, digest_bytes, each, micros, required, text, wire_enum};
 use crate::limits::MAX_TEXT_BYTES;
 use crate::v1::{self, run_state, timed_event};
 use crate::wire_error::WireError;
+
+wire_enum!(Transport, InProcess, SharedMemory, Grpc);
 
 impl From<&RoundReport> for v1::RoundReport {
     fn from(round: &RoundReport) -> Self {
@@ -240,6 +242,7 @@ impl From<&WorkerStatus> for v1::WorkerStatus {
             leaves_computed: worker.leaves_computed,
             last_compute_micros: worker.last_compute.map(micros),
             silent_micros: micros(worker.silent_for),
+            transport: v1::Transport::from(worker.transport).into(),
         }
     }
 }
@@ -259,6 +262,7 @@ impl TryFrom<v1::WorkerStatus> for WorkerStatus {
             leaves_computed: worker.leaves_computed,
             last_compute: worker.last_compute_micros.map(Duration::from_micros),
             silent_for: Duration::from_micros(worker.silent_micros),
+            transport: Transport::from_wire(worker.transport).at(M, "transport")?,
         })
     }
 }

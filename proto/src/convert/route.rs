@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_common::protocol::{FromWorker, KeepList, ToWorker, chunks};
+use lockstep_common::shared_memory::FloatBuffer;
 
 use super::assignment::assign_messages;
 use super::clip;
@@ -78,6 +79,6 @@ impl From<ToWorker> for Downward {
     }
 }
 
-fn part(values: &Arc<Vec<f32>>, range: std::ops::Range<usize>) -> Bytes {
+fn part(values: &Arc<FloatBuffer>, range: std::ops::Range<usize>) -> Bytes {
     shared_to_bytes(values, range).unwrap_or_else(|| to_bytes(&[]))
 }

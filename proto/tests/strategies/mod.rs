@@ -10,15 +10,16 @@ use lockstep_common::hash::Digest;
 use lockstep_common::model::{Activation, ConvSpec, LayerSpec, LayoutHash, ModelSpec, Padding, Pair, PoolSpec};
 use lockstep_common::nn::Loss;
 use lockstep_common::progress::{
-    Breakdown, EpochReport, Event, RoundReport, RunState, RunStatus, TimedEvent, WorkerStatus,
+    Breakdown, EpochReport, Event, RoundReport, RunState, RunStatus, TimedEvent, Transport, WorkerStatus,
 };
 use lockstep_common::protocol::{
     Assignment, FromWorker, Job, JoinRequest, KeepList, LeafTask, MemberId, NodeChunk, NodeReport, Samples, ShardRef,
-    Split, ToWorker, Welcome, Work,
+    SharedMemory, Split, ToWorker, Welcome, Work,
 };
 use lockstep_common::reduce::{NodeId, Tree};
 use lockstep_common::shape::Shape;
 use lockstep_common::shard::Schedule;
+use lockstep_common::shared_memory::{MAX_SLOTS, Offer};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -167,10 +168,20 @@ pub fn join() -> impl Strategy<Value = JoinRequest> {
 }
 
 pub fn welcome() -> impl Strategy<Value = Welcome> {
-    (member(), job(), duration()).prop_map(|(member, job, heartbeat_interval)| Welcome {
-        member,
-        job,
-        heartbeat_interval,
+    (member(), job(), duration(), option::of((offer(), offer()))).prop_map(
+        |(member, job, heartbeat_interval, shared)| {
+            let shared_memory = shared.map(|(parameters, gradients)| Box::new(SharedMemory { parameters, gradients }));
+            Welcome { member, job, heartbeat_interval, shared_memory }
+        },
+    )
+}
+
+fn offer() -> impl Strategy<Value = Offer> {
+    (any::<(u32, u32, u128)>(), 1..=MAX_SLOTS).prop_map(|((process, descriptor, token), slots)| Offer {
+        process,
+        descriptor,
+        token,
+        slots,
     })
 }
 
@@ -334,19 +345,40 @@ pub fn run_status() -> impl Strategy<Value = RunStatus> {
         })
 }
 
+fn transport() -> impl Strategy<Value = Transport> {
+    prop_oneof![Just(Transport::InProcess), Just(Transport::SharedMemory), Just(Transport::Grpc)]
+}
+
 pub fn worker_status() -> impl Strategy<Value = WorkerStatus> {
-    (member(), text(), text(), any::<(u32, u32, u64)>(), vec(any::<u32>(), 0..9), option::of(duration()), duration())
-        .prop_map(|(member, name, isa, (threads, cached_shards, leaves_computed), leaves, last_compute, silent_for)| {
-            WorkerStatus {
+    (
+        member(),
+        (text(), text(), transport()),
+        any::<(u32, u32, u64)>(),
+        vec(any::<u32>(), 0..9),
+        option::of(duration()),
+        duration(),
+    )
+        .prop_map(
+            |(
                 member,
-                name,
-                isa,
-                threads,
+                (name, isa, transport),
+                (threads, cached_shards, leaves_computed),
                 leaves,
-                cached_shards,
-                leaves_computed,
                 last_compute,
                 silent_for,
-            }
-        })
+            )| {
+                WorkerStatus {
+                    member,
+                    name,
+                    isa,
+                    threads,
+                    transport,
+                    leaves,
+                    cached_shards,
+                    leaves_computed,
+                    last_compute,
+                    silent_for,
+                }
+            },
+        )
 }
