@@ -65,12 +65,12 @@ async fn follow(client: &mut MonitorServiceClient<Channel>, args: &MonitorArgs, 
 async fn list_workers(client: &mut MonitorServiceClient<Channel>) -> anyhow::Result<()> {
     let response = answered(client.list_workers(v1::ListWorkersRequest {})).await?;
     println!(
-        "{:8} {:24} {:8} {:>7} {:8} {:>7} {:>10} {:>8}",
-        "member", "name", "simd", "threads", "tensors", "shards", "leaves", "silent"
+        "{:8} {:24} {:8} {:>7} {:8} {:>7} {:>10} {:>9} {:>7} {:>8}",
+        "member", "name", "simd", "threads", "tensors", "shards", "leaves", "ms a leaf", "hedged", "silent"
     );
     for worker in convert::workers(response)? {
         println!(
-            "{:8} {:24} {:8} {:>7} {:8} {:>7} {:>10} {:>6.1} s",
+            "{:8} {:24} {:8} {:>7} {:8} {:>7} {:>10} {:>9} {:>7} {:>6.1} s",
             worker.member.to_string(),
             worker.name,
             worker.isa,
@@ -78,6 +78,8 @@ async fn list_workers(client: &mut MonitorServiceClient<Channel>) -> anyhow::Res
             worker.transport.name(),
             worker.cached_shards,
             worker.leaves_computed,
+            worker.leaf_time.map_or("-".to_owned(), |time| format!("{:.1}", time.as_secs_f64() * 1e3)),
+            worker.leaves_hedged,
             worker.silent_for.as_secs_f64()
         );
     }

@@ -131,6 +131,9 @@ pub struct ClusterConfig {
     pub lease_timeout_ms: u64,
     /// Whether workers on the coordinator's host exchange tensors through shared memory where that is possible.
     pub shared_memory: bool,
+    /// A worker that gives signs of life, but has work and delivers nothing for so long, is evicted, in milliseconds; or
+    /// for twenty times as long as rounds take, if that is longer.
+    pub work_timeout_ms: u64,
 }
 
 impl Default for ClusterConfig {
@@ -139,8 +142,9 @@ impl Default for ClusterConfig {
             min_workers: 1,
             start_workers: 1,
             heartbeat_interval_ms: 500,
-            lease_timeout_ms: 3000,
             shared_memory: true,
+            lease_timeout_ms: 2500,
+            work_timeout_ms: 60_000,
         }
     }
 }
@@ -280,6 +284,12 @@ impl RunConfig {
                 cluster.lease_timeout_ms, cluster.heartbeat_interval_ms
             ));
         }
+        if cluster.work_timeout_ms < cluster.lease_timeout_ms {
+            return refuse(format!(
+                "work_timeout_ms is {}, lease_timeout_ms is {}; work may take at least as long as silence",
+                cluster.work_timeout_ms, cluster.lease_timeout_ms
+            ));
+        }
         let max_rounds = match self.max_rounds {
             Some(0) => return refuse("max_rounds is 0; it must be at least 1".to_owned()),
             other => other.and_then(NonZeroU64::new),
@@ -300,6 +310,7 @@ impl RunConfig {
             heartbeat_interval: Duration::from_millis(cluster.heartbeat_interval_ms),
             lease_timeout: Duration::from_millis(cluster.lease_timeout_ms),
             shared_memory: cluster.shared_memory,
+            work_timeout: Duration::from_millis(cluster.work_timeout_ms),
         })
     }
 }
@@ -385,6 +396,8 @@ pub struct RunSpec {
     pub lease_timeout: Duration,
     /// Whether tensors are exchanged through shared memory where that is possible.
     pub shared_memory: bool,
+    /// A worker that has work and delivered nothing for so long is evicted.
+    pub work_timeout: Duration,
 }
 
 impl RunSpec {

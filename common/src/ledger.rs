@@ -98,6 +98,10 @@ pub struct Record {
     pub nodes: Vec<Contribution>,
     /// For each leaf, the digest of the samples that its worker used.
     pub leaves: Vec<Digest>,
+    /// Leaves that a second member was asked to compute as well, because the first was late; ascending. Both answers have
+    /// the same bits: it changes nothing but who is credited.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hedged: Vec<u32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -397,6 +401,7 @@ mod tests {
                 .map(|node| Contribution { by, node })
                 .collect(),
             leaves: (0..4).map(digest).collect(),
+            hedged: Vec::new(),
         }
     }
 

@@ -28,6 +28,9 @@ pub struct RoundReport {
     pub parameters: Digest,
     /// Members that took part.
     pub workers: u32,
+    /// Leaves that a second member was asked to compute, because the first was late.
+    #[serde(default)]
+    pub hedged: u32,
     /// From the round's start to its commit.
     #[serde(rename = "seconds", with = "seconds")]
     pub duration: Duration,
@@ -247,6 +250,10 @@ pub struct WorkerStatus {
     pub leaves_computed: u64,
     /// Compute time of its last assignment.
     pub last_compute: Option<Duration>,
+    /// What a leaf took of late, from the assignment to the delivery.
+    pub leaf_time: Option<Duration>,
+    /// Leaves that others were asked to compute as well, because it was late with them.
+    pub leaves_hedged: u64,
     /// Time since its last sign of life.
     pub silent_for: Duration,
 }

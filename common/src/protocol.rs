@@ -65,6 +65,14 @@ impl Work {
         }
     }
 
+    /// Its place among the works of a run, which follow each other: rounds, and evaluations between them.
+    pub fn place(self) -> u64 {
+        match self {
+            Work::Evaluation { round } => 2 * round,
+            Work::Gradient { round } => 2 * round + 1,
+        }
+    }
+
     /// Which samples the work is about.
     pub fn split(self) -> Split {
         match self {

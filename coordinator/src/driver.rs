@@ -21,8 +21,11 @@ use crate::link::{Inbound, Link};
 use crate::monitor::Hub;
 use crate::round::{ConnectionId, Effect, Event, Machine, Outcome, ToMember};
 
-/// How often leases are checked: a small part of the shortest sensible lease.
-const TICK: Duration = Duration::from_millis(50);
+/// How often leases and late leaves are looked at: a small part of the time that a leaf may be late.
+const TICK: Duration = Duration::from_millis(10);
+
+/// How often the list of members is made anew: every so many ticks.
+const SHOWN_TICKS: u32 = 5;
 
 /// What a run leaves behind.
 #[derive(Debug)]
@@ -81,6 +84,7 @@ impl Driver {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut shutdown = std::pin::pin!(shutdown);
+        let mut ticks = 0;
         loop {
             tokio::select! {
                 biased;
@@ -88,7 +92,10 @@ impl Driver {
                 // Before the messages: however many there are, leases expire in time.
                 _ = tick.tick() => {
                     self.step(Event::Tick).await;
-                    self.show_workers();
+                    ticks = (ticks + 1) % SHOWN_TICKS;
+                    if ticks == 0 {
+                        self.show_workers();
+                    }
                     for message in self.journal.problems() {
                         self.publish(Progressed::Notice { message });
                     }
@@ -280,6 +287,8 @@ impl Driver {
             cached_shards: member.cached.len() as u32,
             leaves_computed: member.leaves_computed,
             last_compute: member.last_compute,
+            leaf_time: member.pace.leaf_time().map(Duration::from_secs_f64),
+            leaves_hedged: member.leaves_hedged,
             silent_for: now.saturating_sub(member.last_seen),
         });
         self.hub.show_workers(workers.collect());

@@ -340,9 +340,9 @@ impl RemoteShards {
         let mut reader = ShardReader::new(&self.job, shard).ok_or_else(|| format!("the run has no {shard}"))?;
         let request = v1::FetchShardRequest::from(ShardRequest { member: self.member, shard });
         let mut client = self.client.clone();
-        let pieces = client.fetch_shard(request).await.map_err(|status| describe(&status))?;
+        let pieces = answered(client.fetch_shard(request)).await.map_err(|status| describe(&status))?;
         let mut pieces: Pin<Box<Streaming<_>>> = Box::pin(pieces.into_inner());
-        while let Some(piece) = pieces.message().await.map_err(|status| describe(&status))? {
+        while let Some(piece) = answered(pieces.message()).await.map_err(|status| describe(&status))? {
             if let Some(samples) = reader.read(piece).map_err(|error| error.to_string())? {
                 return ShardSamples::received(&self.job, samples).map_err(|error| error.to_string());
             }

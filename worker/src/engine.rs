@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lockstep_common::kernel::{AlignedFloats, Isa};
@@ -106,6 +107,24 @@ pub struct Engine {
     /// Assignments whose parameters are not there yet, each with the time at which it came.
     waiting: VecDeque<(Instant, Assignment)>,
     orders: EpochOrders,
+    newest: NewestWork,
+}
+
+/// The newest work that the coordinator has sent, shared with the session: what is older is over, and a worker that is
+/// late with it stops computing it.
+#[derive(Clone, Debug, Default)]
+pub struct NewestWork(Arc<AtomicU64>);
+
+impl NewestWork {
+    /// Work has come.
+    pub fn came(&self, work: Work) {
+        self.0.fetch_max(work.place(), Ordering::Relaxed);
+    }
+
+    /// Whether newer work than this has come.
+    pub fn is_after(&self, work: Work) -> bool {
+        self.0.load(Ordering::Relaxed) > work.place()
+    }
 }
 
 struct Partial {
@@ -131,6 +150,7 @@ impl Engine {
         threads: usize,
         cache: ShardCache,
         gradients: Option<Arc<Region>>,
+        newest: NewestWork,
     ) -> Result<Self, EngineError> {
         let model = job.model.resolve()?;
         let worker = model.layout.hash();
@@ -152,6 +172,7 @@ impl Engine {
             partial: BTreeMap::new(),
             waiting: VecDeque::new(),
             orders: EpochOrders::default(),
+            newest,
         })
     }
 
@@ -168,6 +189,9 @@ impl Engine {
             Command::Recycle(gradient) => return self.buffers.recycle(gradient),
         }
         while let Some((came, assignment)) = self.waiting.pop_front() {
+            if self.newest.is_after(assignment.work) {
+                continue;
+            }
             let version = assignment.work.version();
             match self.versions.iter().find(|(whole, _)| *whole == version) {
                 Some((_, parameters)) => {
@@ -252,6 +276,9 @@ impl Engine {
                     Work::Gradient { .. } => subtree(network, weights, node, &source, buffers),
                     Work::Evaluation { .. } => evaluate(network, weights, node, &source, buffers),
                 };
+                if source.newest.is_after(work) {
+                    return buffers.recycle(sum.gradient);
+                }
                 let NodeSum { gradient, loss, samples } = sum;
                 let digests = node.leaves().map(|leaf| source.leaves[&leaf].digest()).collect();
                 let compute = started.elapsed();
@@ -279,7 +306,7 @@ impl Engine {
             };
             leaves.insert(*leaf, samples);
         }
-        Ok(Source { leaves })
+        Ok(Source { leaves, work: assignment.work, newest: self.newest.clone() })
     }
 
     fn cached(&mut self, work: Work, leaf: u32) -> Result<LeafSamples, String> {
@@ -333,10 +360,16 @@ impl LeafSamples {
 
 struct Source {
     leaves: BTreeMap<u32, LeafSamples>,
+    work: Work,
+    newest: NewestWork,
 }
 
 impl LeafSource for Source {
     fn samples(&self, leaf: u32) -> u32 {
+        // Work that is over has no samples: its leaves are done at once, and their sum is thrown away.
+        if self.newest.is_after(self.work) {
+            return 0;
+        }
         self.leaves.get(&leaf).map_or(0, |leaf| leaf.places.len() as u32)
     }
 

@@ -13,7 +13,7 @@ use tokio_stream::{Stream, StreamExt};
 use tracing::{debug, warn};
 
 use crate::client::RemoteShards;
-use crate::engine::{self, Command, Engine, EngineError, Output};
+use crate::engine::{self, Command, Engine, EngineError, NewestWork, Output};
 use crate::shard_cache::ShardCache;
 
 /// Messages to the coordinator that may wait: two nodes, each announced and handed over as a whole.
@@ -92,7 +92,9 @@ pub async fn run(
 ) -> Result<SessionEnd, EngineError> {
     let Transport { welcome, mut incoming, outgoing, shards, gradients } = transport;
     let cache = ShardCache::default();
-    let engine = match Engine::new(welcome.job, compute.isa, compute.threads, cache.clone(), gradients) {
+    let newest = NewestWork::default();
+    let engine = match Engine::new(welcome.job, compute.isa, compute.threads, cache.clone(), gradients, newest.clone())
+    {
         Ok(engine) => engine,
         Err(error) => {
             // So that the coordinator's log says why the worker leaves.
@@ -105,7 +107,8 @@ pub async fn run(
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (keep_lists, newest_list) = watch::channel(KeepList { list: 0, shards: Vec::new() });
     let fetcher = tokio::spawn(fetch_shards(newest_list, shards.clone(), cache, outgoing.control.clone()));
-    let mut sender = NodeSender { outgoing: &outgoing.bulk, commands: &commands, lent: Vec::new() };
+    let mut sender =
+        NodeSender { outgoing: &outgoing.bulk, commands: &commands, newest: &newest, lent: Vec::new() };
     let mut draining = false;
     let end = loop {
         tokio::select! {
@@ -116,6 +119,7 @@ pub async fn run(
                 Some(Ok(ToWorker::Finished { reason })) => break SessionEnd::Finished(reason),
                 Some(Ok(ToWorker::Keep(wanted))) => drop(keep_lists.send_replace(wanted)),
                 Some(Ok(ToWorker::Assign(assignment))) => {
+                    newest.came(assignment.work);
                     // By now, the coordinator has no use for most of what it was sent.
                     sender.take_back();
                     command(&commands, Command::Assign(assignment));
@@ -172,6 +176,7 @@ fn command(commands: &mpsc::UnboundedSender<Command>, command: Command) {
 struct NodeSender<'a> {
     outgoing: &'a mpsc::Sender<FromWorker>,
     commands: &'a mpsc::UnboundedSender<Command>,
+    newest: &'a NewestWork,
     /// Gradients that are read or on their way; their memory comes back when that is done.
     lent: Vec<Arc<FloatBuffer>>,
 }
@@ -184,6 +189,11 @@ impl NodeSender<'_> {
             return false;
         }
         let Work::Gradient { round } = work else { return true };
+        // The announcement tells how fast this worker is; the gradient of a round that is over tells nothing.
+        if self.newest.is_after(work) {
+            command(self.commands, Command::Recycle(gradient));
+            return true;
+        }
         self.take_back();
         let gradient = Arc::new(gradient);
         self.lent.push(gradient.clone());

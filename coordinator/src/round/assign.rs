@@ -11,18 +11,31 @@ pub struct Ownership {
 }
 
 impl Ownership {
-    /// Divides `shards` shards among `members` in the order given, in proportion to their weights (threads). A member
-    /// may get none when there are more members than shards.
-    pub fn divide(shards: u32, members: &[(MemberId, u32)]) -> Self {
-        let total: u64 = members.iter().map(|&(_, weight)| u64::from(weight.max(1))).sum();
-        let mut before = 0u64;
-        let mut parts = Vec::with_capacity(members.len());
-        for &(member, weight) in members {
-            let start = bound(shards, before, total);
-            before += u64::from(weight.max(1));
-            parts.push((member, start..bound(shards, before, total)));
+    /// Divides `shards` shards among `members` in the order given, so that all are done at about the same time: each
+    /// comes with the time that it needs for a leaf, in any unit, above 0. A member may get none, when there are more
+    /// members than shards or when it is so slow that the others are done sooner without it.
+    pub fn divide(shards: u32, members: &[(MemberId, f64)]) -> Self {
+        let speed: f64 = members.iter().map(|(_, leaf_time)| 1.0 / leaf_time).sum();
+        let whole = |leaf_time: f64| (f64::from(shards) / (speed * leaf_time)) as u32;
+        let mut counts: Vec<u32> = members.iter().map(|&(_, leaf_time)| whole(leaf_time).min(shards)).collect();
+        // What is left by rounding down: at most one for each member, and one more by the rounding of floats.
+        for _ in counts.iter().sum::<u32>()..if members.is_empty() { 0 } else { shards } {
+            let done = |i: usize| f64::from(counts[i] + 1) * members[i].1;
+            let first = (0..counts.len()).min_by(|&a, &b| done(a).total_cmp(&done(b)));
+            first.into_iter().for_each(|i| counts[i] += 1);
         }
-        Self { parts }
+        let mut start = 0;
+        let parts = members.iter().zip(counts).map(|(&(member, _), count)| {
+            let part = start..(start + count).min(shards);
+            start = part.end;
+            (member, part)
+        });
+        Self { parts: parts.collect() }
+    }
+
+    /// When the last member is done, in the unit of the leaf times.
+    pub fn duration(&self, members: &[(MemberId, f64)]) -> f64 {
+        members.iter().map(|&(member, leaf_time)| self.of(member).len() as f64 * leaf_time).fold(0.0, f64::max)
     }
 
     /// The shards of a member.
@@ -36,32 +49,31 @@ impl Ownership {
     }
 }
 
-/// Where the part after `before` of `total` weight begins, rounded to the nearest shard.
-fn bound(shards: u32, before: u64, total: u64) -> u32 {
-    ((u64::from(shards) * before * 2 + total) / (2 * total)) as u32
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn divide(shards: u32, weights: &[u32]) -> Vec<Range<u32>> {
-        let members: Vec<(MemberId, u32)> = weights
+    fn divide(shards: u32, leaf_times: &[f64]) -> Vec<Range<u32>> {
+        let members: Vec<(MemberId, f64)> = leaf_times
             .iter()
             .enumerate()
-            .map(|(i, &weight)| (MemberId { worker: i as u32, incarnation: 1 }, weight))
+            .map(|(i, &leaf_time)| (MemberId { worker: i as u32, incarnation: 1 }, leaf_time))
             .collect();
         Ownership::divide(shards, &members).parts.into_iter().map(|(_, range)| range).collect()
     }
 
     #[test]
-    fn parts_are_contiguous_cover_everything_and_follow_the_weights() {
-        assert_eq!(divide(16, &[1])[0], 0..16);
-        assert_eq!(divide(16, &[2, 2]), [0..8, 8..16]);
-        assert_eq!(divide(16, &[1, 3]), [0..4, 4..16]);
-        assert_eq!(divide(16, &[1, 1, 1]), [0..5, 5..11, 11..16]);
+    fn parts_are_contiguous_cover_everything_and_follow_the_speeds() {
+        assert_eq!(divide(16, &[1.0])[0], 0..16);
+        assert_eq!(divide(16, &[0.5, 0.5]), [0..8, 8..16]);
+        assert_eq!(divide(16, &[3.0, 1.0]), [0..4, 4..16]);
+        assert_eq!(divide(16, &[1.0, 1.0, 1.0]), [0..6, 6..11, 11..16]);
+        // Two members are done with all after 8 leaf times: sooner than a slow third one with its first leaf.
+        assert_eq!(divide(16, &[1.0, 10.0, 1.0]), [0..8, 8..8, 8..16]);
+        assert_eq!(divide(16, &[1.0, 5.0, 1.0]), [0..8, 8..9, 9..16]);
+        assert_eq!(divide(16, &[]), []);
         for members in 1..20 {
-            let parts = divide(8, &vec![1; members]);
+            let parts = divide(8, &vec![1.0; members]);
             assert_eq!((parts[0].start, parts[members - 1].end), (0, 8));
             assert!(parts.windows(2).all(|pair| pair[0].end == pair[1].start));
             assert!(parts.iter().all(|part| part.len() <= 8usize.div_ceil(members) + 1));

@@ -7,6 +7,7 @@ use lockstep_common::protocol::{KeepList, MemberId, ShardRef, Split, Work};
 
 use super::assign::Ownership;
 use super::event::{Effect, Outcome, ToMember};
+use super::hedge::in_words;
 use super::machine::{EpochLoss, Machine, State};
 use super::membership::MemberState;
 use super::work::Progress;
@@ -20,10 +21,29 @@ impl Machine {
                 if self.members.active().is_empty() {
                     self.call_up(MemberState::Recruited, effects);
                 }
-                self.hand_out(effects);
+                self.hand_out(now, effects);
             }
             State::Working(_) | State::Finished => {}
         }
+    }
+
+    /// Says whether anybody is left to compute what has to be computed, whenever that changes.
+    fn tell_desertion(&mut self, effects: &mut Vec<Effect>) {
+        let State::Working(progress) = &mut self.state else { return };
+        let missing = progress.unassigned();
+        if progress.deserted != missing.is_empty() {
+            return;
+        }
+        progress.deserted = !missing.is_empty();
+        let state = match (progress.deserted, progress.work) {
+            (true, work) => {
+                let leaves = in_words(missing.into_iter());
+                RunState::Waiting { reason: format!("{work} needs a worker for {leaves}, and none is left") }
+            }
+            (false, Work::Gradient { .. }) => RunState::Training,
+            (false, Work::Evaluation { .. }) => RunState::Evaluating,
+        };
+        effects.push(Effect::Publish(Progressed::State { state }));
     }
 
     /// Makes waiting members take part: they get the current parameters.
@@ -37,24 +57,47 @@ impl Machine {
         }
     }
 
-    /// Divides the leaves that nobody computes evenly among the active members.
-    fn hand_out(&mut self, effects: &mut Vec<Effect>) {
+    /// Divides the leaves that nobody computes among the active members.
+    fn hand_out(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         let State::Working(progress) = &self.state else { return };
         let leaves = progress.unassigned();
         let active = self.members.active();
         for (member, part) in Ownership::divide(leaves.len() as u32, &active).parts() {
-            self.assign(*member, &leaves[part.start as usize..part.end as usize], effects);
+            self.assign(now, *member, &leaves[part.start as usize..part.end as usize], effects);
         }
+        self.tell_desertion(effects);
     }
 
-    fn assign(&mut self, member: MemberId, leaves: &[u32], effects: &mut Vec<Effect>) {
+    /// Sends leaves of the work at hand to a member, to compute them alone or beside one that is late.
+    pub(super) fn assign(&mut self, now: Duration, member: MemberId, leaves: &[u32], effects: &mut Vec<Effect>) {
         let (State::Working(progress), false) = (&mut self.state, leaves.is_empty()) else { return };
-        progress.assign(leaves, member);
+        progress.assign(now, leaves, member);
+        self.send_tasks(now, member, leaves, effects);
+    }
+
+    fn send_tasks(&mut self, now: Duration, id: MemberId, leaves: &[u32], effects: &mut Vec<Effect>) {
+        let State::Working(progress) = &self.state else { return };
+        if let Some(member) = self.members.get_mut(id) {
+            member.pace.assigned(now, progress.work, leaves.len() as u32);
+            member.owes_since.get_or_insert(now);
+        }
         let split = progress.work.split();
-        let cached = self.members.get(member).map(|member| &member.cached);
+        let cached = self.members.get(id).map(|member| &member.cached);
         let has = |shard: u32| cached.is_some_and(|cached| cached.contains(&ShardRef { split, shard }));
         let tasks = leaves.iter().map(|&leaf| (leaf, !has(leaf))).collect();
-        effects.push(Effect::Send(member, ToMember::Assign(progress.work, tasks)));
+        effects.push(Effect::Send(id, ToMember::Assign(progress.work, tasks)));
+    }
+
+    /// Gives members that are too slow for a part of their own the first leaf of somebody else's part to compute: so
+    /// it shows when they have become faster. Nobody waits for them.
+    fn measure_spares(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        let Some((_, sample)) = self.ownership.parts().iter().find(|(_, part)| !part.is_empty()) else { return };
+        let leaf = sample.start;
+        for (id, part) in self.ownership.parts().to_vec() {
+            if part.is_empty() && self.members.get(id).is_some_and(|member| member.pace.is_free()) {
+                self.send_tasks(now, id, &[leaf], effects);
+            }
+        }
     }
 
     /// What comes after the rounds completed so far; `None` when the run is over.
@@ -85,10 +128,12 @@ impl Machine {
         }
         self.call_up(MemberState::Active, effects);
         let tree = self.config.spec.schedule.tree;
-        let ownership = Ownership::divide(tree.shards(), &self.members.active());
-        if ownership != self.ownership {
-            self.ownership = ownership;
-            self.tell_shards(effects);
+        let active = self.members.active();
+        let best = Ownership::divide(tree.shards(), &active);
+        let same_members = self.ownership.parts().iter().map(|(id, _)| id).eq(active.iter().map(|(id, _)| id));
+        if !same_members || self.balance.should_move(&self.ownership, &best, &active) {
+            let before = std::mem::replace(&mut self.ownership, best);
+            self.tell_shards(&before, effects);
         }
         if let Work::Gradient { round } = work {
             let samples = self.config.spec.schedule.batch_samples(self.config.spec.schedule.step(round).batch);
@@ -105,21 +150,29 @@ impl Machine {
         }
         self.state = State::Working(Box::new(Progress::new(work, tree, now)));
         for (member, part) in self.ownership.parts().to_vec() {
-            self.assign(member, &part.collect::<Vec<u32>>(), effects);
+            self.assign(now, member, &part.collect::<Vec<u32>>(), effects);
+        }
+        if matches!(work, Work::Gradient { .. }) {
+            self.measure_spares(now, effects);
         }
     }
 
-    fn tell_shards(&mut self, effects: &mut Vec<Effect>) {
+    /// Tells every member whose shards have changed which it should have.
+    fn tell_shards(&mut self, before: &Ownership, effects: &mut Vec<Effect>) {
         let validation = self.config.spec.validation_samples > 0;
         for (id, part) in self.ownership.parts() {
             let Some(member) = self.members.get_mut(*id) else { continue };
+            if member.keep_list > 0 && before.of(*id) == *part {
+                continue;
+            }
             let of = |split| part.clone().map(move |shard| ShardRef { split, shard });
             let mut shards: Vec<ShardRef> = of(Split::Training).collect();
             if validation {
                 shards.extend(of(Split::Validation));
             }
             member.keep_list += 1;
-            member.cached.clear();
+            // A worker keeps what is on its new list, and drops the rest.
+            member.cached.retain(|shard| part.contains(&shard.shard));
             effects.push(Effect::Send(*id, ToMember::Keep(KeepList { list: member.keep_list, shards })));
         }
     }

@@ -4,6 +4,7 @@
 //! else is under way; that is when joiners become active and shards are divided anew. Inside a work, members only get
 //! fewer, and the leaves of those that are lost go to the others. See the table of transitions in ARCHITECTURE.md.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use lockstep_common::config::RunSpec;
@@ -16,6 +17,7 @@ use lockstep_common::reduce::NodeId;
 use super::assign::Ownership;
 use super::event::{Effect, Event, Outcome, Rejected, ToMember};
 use super::membership::{ConnectionId, Member, MemberState, Membership};
+use super::pace::Balance;
 use super::work::{Progress, Reduced};
 use crate::expected::ExpectedSamples;
 
@@ -45,6 +47,9 @@ pub struct Machine {
     pub(super) state: State,
     pub(super) members: Membership,
     pub(super) ownership: Ownership,
+    pub(super) balance: Balance,
+    /// How long the last rounds took.
+    pub(super) recent_rounds: VecDeque<Duration>,
     expected: ExpectedSamples,
     /// Rounds completed.
     pub(super) rounds: u64,
@@ -71,6 +76,8 @@ impl Machine {
             state: State::Waiting,
             members: Membership::default(),
             ownership: Ownership::default(),
+            balance: Balance::default(),
+            recent_rounds: VecDeque::new(),
             expected,
             rounds: 0,
             evaluated: 0,
@@ -118,7 +125,10 @@ impl Machine {
                 self.evict(id, &reason, &mut effects);
                 self.recruit(now, &mut effects);
             }
-            (_, Event::Tick) => self.expire(now, &mut effects),
+            (_, Event::Tick) => {
+                self.expire(now, &mut effects);
+                self.hedge(now, &mut effects);
+            }
             (_, Event::Announced(member, report)) => self.announced(now, member, report, &mut effects)?,
             (_, Event::Arrived { member, work, node }) => self.arrived(now, member, work, node, &mut effects)?,
             (_, Event::Reduced { round, gradient_norm, parameters, took }) => {
@@ -202,13 +212,20 @@ impl Machine {
         Ok(())
     }
 
-    /// Evicts members whose lease has expired.
+    /// Evicts members whose lease has expired, and those that live but do not deliver.
     fn expire(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         let lease = self.config.spec.lease_timeout;
-        let expired = self.members.expired(now, lease);
-        for (member, silent) in &expired {
-            let reason = format!("silent for {:.1} s, the lease is {:.1} s", silent.as_secs_f64(), lease.as_secs_f64());
-            self.evict(*member, &reason, effects);
+        let silent = |(member, silent): (MemberId, Duration)| {
+            let (silent, lease) = (silent.as_secs_f64(), lease.as_secs_f64());
+            (member, format!("silent for {silent:.1} s, the lease is {lease:.1} s"))
+        };
+        let mut expired: Vec<(MemberId, String)> = self.members.expired(now, lease).into_iter().map(silent).collect();
+        let stuck = self.stuck(now);
+        let not_silent = |(id, _): &(MemberId, String)| expired.iter().all(|(other, _)| other != id);
+        let stuck: Vec<(MemberId, String)> = stuck.into_iter().filter(not_silent).collect();
+        expired.extend(stuck);
+        for (member, reason) in &expired {
+            self.evict(*member, reason, effects);
         }
         if !expired.is_empty() {
             self.recruit(now, effects);
@@ -249,8 +266,18 @@ impl Machine {
         report: NodeReport,
         effects: &mut Vec<Effect>,
     ) -> Result<(), Rejected> {
-        self.member(now, id)?;
-        self.at_work(report.work)?;
+        let member = self.member(now, id)?;
+        member.owes_since = Some(now);
+        if let Err(stale) = self.at_work(report.work) {
+            // Too late to count, but it shows how fast the member is.
+            if let Some(member) = self.members.get_mut(id) {
+                member.pace.delivered(now, report.work, report.digests.len() as u32);
+                if member.pace.is_free() {
+                    member.owes_since = None;
+                }
+            }
+            return Err(stale);
+        }
         if let Err(reason) = self.expected.check(&report) {
             self.evict(id, &reason, effects);
             self.recruit(now, effects);
@@ -282,6 +309,11 @@ impl Machine {
             member.last_seen = now;
             member.leaves_computed += u64::from(new);
             member.last_compute = Some(compute);
+            let finished = member.pace.delivered(now, work, node.leaves().len() as u32);
+            member.owes_since = if member.pace.is_free() { None } else { Some(now) };
+            if let Some(took) = finished.filter(|_| !self.ownership.of(id).is_empty()) {
+                self.at_work(work)?.note_finish(id, took);
+            }
         }
         match (work, complete) {
             (Work::Evaluation { round }, Some(totals)) => {
@@ -293,7 +325,10 @@ impl Machine {
                 self.release_drained(effects);
                 self.try_commit(now, round, effects);
             }
-            (_, None) => self.release_drained(effects),
+            (_, None) => {
+                self.release_drained(effects);
+                self.hedge(now, effects);
+            }
         }
         Ok(())
     }
@@ -330,6 +365,7 @@ impl Machine {
             parameters,
             nodes: progress.contributions(),
             leaves: progress.digests(),
+            hedged: progress.hedged(),
         }));
         effects.push(Effect::Publish(Progressed::Round(RoundReport {
             round,
@@ -340,9 +376,13 @@ impl Machine {
             samples: totals.samples,
             parameters,
             workers: progress.contributors(),
+            hedged: progress.hedged().len() as u32,
             duration,
             breakdown: Breakdown::of(duration, progress.longest_compute, took, progress.longest_download),
         })));
+        let work = progress.work;
+        self.members.iter_mut().for_each(|(_, member)| member.pace.missed(now, work));
+        self.note_duration(duration);
         self.rounds = round + 1;
         self.samples_seen += u64::from(totals.samples);
         self.epoch_loss.sum += totals.loss;

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use lockstep_common::protocol::{JoinRequest, MemberId, ShardRef};
 
+use super::pace::Pace;
+
 /// A connection on which a worker asks to join, numbered by the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u64);
@@ -44,6 +46,14 @@ pub struct Member {
     pub leaves_computed: u64,
     /// Compute time of its last assignment.
     pub last_compute: Option<Duration>,
+    /// How fast it was of late.
+    pub pace: Pace,
+    /// Leaves that others were asked to compute as well, because it was late with them.
+    pub leaves_hedged: u64,
+    /// Since when it has had work and has delivered nothing at all.
+    pub(super) owes_since: Option<Duration>,
+    /// When people were last told that it is late.
+    pub(super) called_late: Option<Duration>,
 }
 
 /// All members, and the numbers given to workers so far.
@@ -75,6 +85,10 @@ impl Membership {
             cached: BTreeSet::new(),
             leaves_computed: 0,
             last_compute: None,
+            pace: Pace::default(),
+            leaves_hedged: 0,
+            owes_since: None,
+            called_late: None,
         };
         self.members.insert(id, member);
         (id, replaced)
@@ -115,11 +129,17 @@ impl Membership {
         self.processes.len() as u32
     }
 
-    /// Members that have the current parameters and stay, with their weights.
-    pub(super) fn active(&self) -> Vec<(MemberId, u32)> {
+    /// Members that have the current parameters and stay, each with the seconds that it needs for a leaf. Who was not
+    /// measured yet is taken to be as fast, thread for thread, as the others.
+    pub(super) fn active(&self) -> Vec<(MemberId, f64)> {
         let active =
             self.iter().filter(|(_, member)| matches!(member.state, MemberState::Active | MemberState::Recruited));
-        active.map(|(id, member)| (id, member.threads)).collect()
+        let active: Vec<(MemberId, &Member)> = active.collect();
+        let threads = |member: &Member| f64::from(member.threads.max(1));
+        let measured = active.iter().filter_map(|(_, member)| Some(member.pace.leaf_time()? * threads(member)));
+        let typical = median(measured.collect()).unwrap_or(1.0);
+        let leaf_time = |member: &Member| member.pace.leaf_time().unwrap_or(typical / threads(member));
+        active.into_iter().map(|(id, member)| (id, leaf_time(member))).collect()
     }
 
     /// Members that have been silent for longer than `lease`, and for how long.
@@ -127,4 +147,10 @@ impl Membership {
         let silent = self.iter().map(|(id, member)| (id, now.saturating_sub(member.last_seen)));
         silent.filter(|&(_, silent)| silent > lease).collect()
     }
+}
+
+/// The middle of some numbers, the upper one of two; `None` if there are none.
+pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }

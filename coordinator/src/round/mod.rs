@@ -6,11 +6,14 @@
 mod assign;
 mod edge;
 mod event;
+mod hedge;
 mod machine;
 mod membership;
+mod pace;
 mod work;
 
 pub use assign::Ownership;
 pub use event::{Effect, Event, Outcome, Rejected, ToMember};
 pub use machine::{Machine, MachineConfig};
 pub use membership::{ConnectionId, Member, MemberState};
+pub use pace::Pace;

@@ -1,5 +1,6 @@
 //! The piece of work at hand: which leaves are assigned to whom, and which are done.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lockstep_common::hash::Digest;
@@ -7,6 +8,8 @@ use lockstep_common::ledger::Contribution;
 use lockstep_common::progress::Aggregation;
 use lockstep_common::protocol::{MemberId, NodeReport, Work};
 use lockstep_common::reduce::{NodeId, Reduction, Tree};
+
+use super::membership::median;
 
 /// Sum of losses and number of samples under a tree node.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,8 +32,12 @@ pub(super) struct Reduced {
 /// A leaf of the work at hand.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Leaf {
-    /// Who is to compute it.
-    assigned: Option<MemberId>,
+    /// Who is to compute it, and since when.
+    assigned: Option<(MemberId, Duration)>,
+    /// Who is to compute it as well, because others are late with it; the newest, and since when.
+    copy: Option<(MemberId, Duration)>,
+    /// Whether it was ever given to a second member because the first was late.
+    hedged: bool,
     /// Who was the first to deliver it.
     credited: Option<MemberId>,
     /// Digest of the samples that were used.
@@ -52,6 +59,10 @@ pub(super) struct Progress {
     pub(super) longest_compute: Duration,
     /// The longest that an assignment waited for its parameters.
     pub(super) longest_download: Duration,
+    /// How many seconds the members took that are done with their parts.
+    finished: BTreeMap<MemberId, f64>,
+    /// Whether people were told that nobody is left to compute.
+    pub(super) deserted: bool,
 }
 
 impl Progress {
@@ -66,7 +77,14 @@ impl Progress {
             reduced: None,
             longest_compute: Duration::ZERO,
             longest_download: Duration::ZERO,
+            finished: BTreeMap::new(),
+            deserted: false,
         }
+    }
+
+    /// Whether this is a round, and not an evaluation.
+    pub(super) fn is_round(&self) -> bool {
+        matches!(self.work, Work::Gradient { .. })
     }
 
     /// Leaves that nobody has delivered and nobody is computing, ascending.
@@ -76,16 +94,49 @@ impl Progress {
 
     /// Leaves that `member` is to compute and nobody has delivered, ascending.
     pub(super) fn outstanding(&self, member: MemberId) -> Vec<u32> {
-        self.leaves_where(|leaf| leaf.credited.is_none() && leaf.assigned == Some(member))
+        let theirs = |holder: Option<(MemberId, Duration)>| holder.is_some_and(|(id, _)| id == member);
+        self.leaves_where(|leaf| leaf.credited.is_none() && (theirs(leaf.assigned) || theirs(leaf.copy)))
+    }
+
+    /// Leaves that everybody who computes them has had for longer than `limit`, each with the first who was given it.
+    pub(super) fn late(&self, now: Duration, limit: Duration) -> Vec<(u32, MemberId)> {
+        let late = |(i, leaf): (u32, &Leaf)| {
+            let (member, since) = leaf.assigned.filter(|_| leaf.credited.is_none())?;
+            let newest = leaf.copy.map_or(since, |(_, since)| since);
+            (now.saturating_sub(newest) > limit).then_some((i, member))
+        };
+        (0..).zip(&self.leaves).filter_map(late).collect()
+    }
+
+    /// A member has nothing left to deliver and took so long; the first time counts, when it is done with its own part.
+    pub(super) fn note_finish(&mut self, member: MemberId, took: Duration) {
+        self.finished.entry(member).or_insert(took.as_secs_f64());
+    }
+
+    /// The median of what members took for their parts; `None` before the first is done.
+    pub(super) fn typical_finish(&self) -> Option<Duration> {
+        median(self.finished.values().copied().collect()).map(Duration::from_secs_f64)
+    }
+
+    /// The leaves that were given to a second member because the first was late, ascending.
+    pub(super) fn hedged(&self) -> Vec<u32> {
+        self.leaves_where(|leaf| leaf.hedged)
     }
 
     fn leaves_where(&self, wanted: impl Fn(&Leaf) -> bool) -> Vec<u32> {
         (0..).zip(&self.leaves).filter(|(_, leaf)| wanted(leaf)).map(|(i, _)| i).collect()
     }
 
-    pub(super) fn assign(&mut self, leaves: &[u32], member: MemberId) {
+    /// Notes that `member` is to compute leaves: as the only one, or beside one who is late.
+    pub(super) fn assign(&mut self, now: Duration, leaves: &[u32], member: MemberId) {
         for &leaf in leaves {
-            self.leaves[leaf as usize].assigned = Some(member);
+            let leaf = &mut self.leaves[leaf as usize];
+            if leaf.assigned.is_none() {
+                leaf.assigned = Some((member, now));
+            } else {
+                leaf.copy = Some((member, now));
+                leaf.hedged = true;
+            }
         }
     }
 
@@ -93,9 +144,9 @@ impl Progress {
     /// node may be on its way from a connection that is gone, and is as good as anybody's.
     pub(super) fn forget(&mut self, member: MemberId) {
         for leaf in &mut self.leaves {
-            if leaf.assigned == Some(member) {
-                leaf.assigned = None;
-            }
+            let others = |holder: &(MemberId, Duration)| holder.0 != member;
+            leaf.copy = leaf.copy.filter(others);
+            leaf.assigned = leaf.assigned.filter(others).or_else(|| leaf.copy.take());
         }
     }
 

@@ -30,6 +30,7 @@ impl From<&RoundReport> for v1::RoundReport {
             reduce_micros: micros(round.breakdown.reduce),
             update_micros: micros(round.breakdown.update),
             wait_micros: micros(round.breakdown.wait),
+            hedged: round.hedged,
         }
     }
 }
@@ -47,6 +48,7 @@ impl TryFrom<v1::RoundReport> for RoundReport {
             samples: round.samples,
             parameters: digest(&round.parameters).at("RoundReport", "parameters")?,
             workers: round.workers,
+            hedged: round.hedged,
             duration: Duration::from_micros(round.duration_micros),
             breakdown: Breakdown {
                 compute: Duration::from_micros(round.compute_micros),
@@ -243,6 +245,8 @@ impl From<&WorkerStatus> for v1::WorkerStatus {
             last_compute_micros: worker.last_compute.map(micros),
             silent_micros: micros(worker.silent_for),
             transport: v1::Transport::from(worker.transport).into(),
+            leaf_micros: worker.leaf_time.map(micros),
+            leaves_hedged: worker.leaves_hedged,
         }
     }
 }
@@ -263,6 +267,8 @@ impl TryFrom<v1::WorkerStatus> for WorkerStatus {
             last_compute: worker.last_compute_micros.map(Duration::from_micros),
             silent_for: Duration::from_micros(worker.silent_micros),
             transport: Transport::from_wire(worker.transport).at(M, "transport")?,
+            leaf_time: worker.leaf_micros.map(Duration::from_micros),
+            leaves_hedged: worker.leaves_hedged,
         })
     }
 }

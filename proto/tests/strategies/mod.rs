@@ -283,10 +283,27 @@ fn state() -> impl Strategy<Value = RunState> {
 }
 
 fn round_report() -> impl Strategy<Value = RoundReport> {
-    let counts = (any::<(u64, u32, u32)>(), shown(), shown(), any::<u32>(), any::<u32>());
+    let counts = (any::<(u64, u32, u32)>(), shown(), shown(), any::<u32>(), any::<(u32, u32)>());
     (counts, digest(), duration(), breakdown()).prop_map(
-        |(((round, epoch, batch), loss, gradient_norm, samples, workers), parameters, duration, breakdown)| {
-            RoundReport { round, epoch, batch, loss, gradient_norm, samples, parameters, workers, duration, breakdown }
+        |(
+            ((round, epoch, batch), loss, gradient_norm, samples, (workers, hedged)),
+            parameters,
+            duration,
+            breakdown,
+        )| {
+            RoundReport {
+                round,
+                epoch,
+                batch,
+                loss,
+                gradient_norm,
+                samples,
+                parameters,
+                workers,
+                hedged,
+                duration,
+                breakdown,
+            }
         },
     )
 }
@@ -350,35 +367,25 @@ fn transport() -> impl Strategy<Value = Transport> {
 }
 
 pub fn worker_status() -> impl Strategy<Value = WorkerStatus> {
-    (
-        member(),
-        (text(), text(), transport()),
-        any::<(u32, u32, u64)>(),
-        vec(any::<u32>(), 0..9),
-        option::of(duration()),
-        duration(),
-    )
-        .prop_map(
-            |(
+    let counts = any::<(u32, u32, u64, u64)>();
+    let times = (option::of(duration()), option::of(duration()), duration());
+    (member(), (text(), text(), transport()), counts, vec(any::<u32>(), 0..9), times).prop_map(
+        |(member, (name, isa, transport), counts, leaves, (last_compute, leaf_time, silent_for))| {
+            let (threads, cached_shards, leaves_computed, leaves_hedged) = counts;
+            WorkerStatus {
                 member,
-                (name, isa, transport),
-                (threads, cached_shards, leaves_computed),
+                name,
+                isa,
+                threads,
+                transport,
                 leaves,
+                cached_shards,
+                leaves_computed,
                 last_compute,
+                leaf_time,
+                leaves_hedged,
                 silent_for,
-            )| {
-                WorkerStatus {
-                    member,
-                    name,
-                    isa,
-                    threads,
-                    transport,
-                    leaves,
-                    cached_shards,
-                    leaves_computed,
-                    last_compute,
-                    silent_for,
-                }
-            },
-        )
+            }
+        },
+    )
 }

@@ -1,0 +1,179 @@
+//! Scenario: the real state machine in a simulated world. Workers are started, crash, are started again, freeze, are cut
+//! off, become slow, get stuck, drain; messages are delayed and repeated; all of it drawn from one seed.
+//!
+//! Property: every run ends with the one right hash and a ledger that an audit proves, and no wait is longer than it is
+//! allowed to be. A seed that failed is pinned below. `LOCKSTEP_SOAK_SEEDS=100000 cargo test -p lockstep-coordinator
+//! --test simulation soak` runs as many other seeds.
+
+mod worker;
+mod world;
+
+use std::time::Duration;
+
+use lockstep_common::ledger::audit;
+use lockstep_common::rng::{Purpose, Stream};
+use lockstep_coordinator::round::Outcome;
+use world::{Fault, Happening, World, right_parameters, spec};
+
+/// Seeds that every `cargo test` runs.
+const SEEDS: u64 = 2000;
+
+/// How long things go wrong; then there is calm, and the run must end.
+const STORM: Duration = Duration::from_secs(4);
+
+/// A run under a storm of faults, both made from the seed.
+fn storm(seed: u64) -> World {
+    let mut random = Stream::new(seed, Purpose::SelfTest, 0, 0);
+    let shards = 1 << random.below(5);
+    let min_workers = 1 + random.below(2.min(shards));
+    let validated = random.below(2) == 0;
+    let mut spec = spec(shards, |config| {
+        config.cluster.min_workers = min_workers;
+        config.cluster.heartbeat_interval_ms = 100;
+        config.cluster.lease_timeout_ms = 600;
+        config.cluster.work_timeout_ms = 3000;
+    });
+    if !validated {
+        spec.validation_samples = 0;
+    }
+    let mut world = World::new(spec, seed);
+    let started = 1 + random.below(4);
+    for _ in 0..started {
+        let leaf_time = world.millis(10, 60);
+        world.start(leaf_time);
+    }
+    for _ in 0..random.below(14) {
+        let at = Duration::from_millis(u64::from(random.below(STORM.as_millis() as u32)));
+        let process = 1 + u64::from(random.below(started + 3));
+        let time = Duration::from_millis(u64::from(50 + random.below(2000)));
+        let fault = match random.below(10) {
+            0 => Fault::Crash(process),
+            1 | 2 => Fault::Restart(process),
+            3 => Fault::Freeze(process, time),
+            4 => Fault::CutOff(process, time),
+            5 => Fault::Slow(process, 2 + random.below(20)),
+            6 => Fault::Stick(process),
+            7 => Fault::Drain(process),
+            8 => Fault::Start,
+            _ => Fault::Repeat,
+        };
+        world.after(at, Happening::Fault(fault));
+    }
+    // Whatever became of the others, these end the run.
+    for _ in 0..min_workers {
+        world.after(STORM, Happening::Fault(Fault::Start));
+    }
+    world.run();
+    world
+}
+
+fn check(seed: u64) {
+    let world = storm(seed);
+    assert_eq!(world.outcome, Some(Outcome::Completed), "seed {seed}");
+    assert_eq!(world.parameters, right_parameters(&world.spec), "seed {seed}: the hash is wrong");
+    let proof = audit(world.records.as_bytes()).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    assert_eq!((proof.rounds, proof.whole_epochs), (world.spec.total_rounds(), 2), "seed {seed}");
+}
+
+#[test]
+fn every_storm_ends_with_the_right_hash() {
+    (0..SEEDS).for_each(check);
+}
+
+/// Seeds that once failed.
+#[test]
+fn storms_that_were_survived_late() {
+    [].into_iter().for_each(check);
+}
+
+#[test]
+fn soak() {
+    let seeds = std::env::var("LOCKSTEP_SOAK_SEEDS").map_or(0, |count| count.parse().expect("a number of seeds"));
+    for seed in SEEDS..SEEDS + seeds {
+        check(seed);
+        if seed.is_multiple_of(10_000) {
+            println!("seed {seed}");
+        }
+    }
+}
+
+/// A calm run with workers of these leaf times, in milliseconds; gives it and the median duration of its later rounds.
+fn calm(leaf_times: &[u64], set: impl FnOnce(&mut World)) -> (World, Duration) {
+    let workers = leaf_times.len() as u32;
+    let spec = spec(16, |config| {
+        config.epochs = 6;
+        config.cluster.start_workers = workers;
+    });
+    let mut world = World::new(spec, 7);
+    for &leaf_time in leaf_times {
+        world.start(Duration::from_millis(leaf_time));
+    }
+    set(&mut world);
+    world.run();
+    let mut later: Vec<Duration> = world.rounds[8..].iter().map(|round| round.duration).collect();
+    later.sort_unstable();
+    let median = later[later.len() / 2];
+    (world, median)
+}
+
+/// Scenario: one of three workers is ten times slower than the others from the start. Property: also the first rounds
+/// take little longer than the other two would need alone, because its leaves are hedged; it is named; later rounds need
+/// no hedging, because it has no leaves any more.
+#[test]
+fn a_slow_worker_costs_little() {
+    let (_, alone) = calm(&[40, 40], |_| {});
+    let (world, later) = calm(&[40, 400, 40], |_| {});
+    assert!(later <= alone.mul_f64(1.05), "{later:?}, alone {alone:?}");
+    for round in &world.rounds {
+        assert!(round.duration <= alone.mul_f64(1.3), "round {}: {:?}, alone {alone:?}", round.round, round.duration);
+    }
+    assert!(world.rounds[0].hedged > 0 && world.rounds.iter().skip(8).all(|round| round.hedged == 0));
+    assert!(world.notices.iter().any(|notice| notice.contains("is late with leaves")), "{:?}", world.notices);
+    assert!(world.records.contains("\"hedged\":["));
+}
+
+/// Scenario: a slow worker becomes fast in the middle of a run. Property: it gets its share back.
+#[test]
+fn a_worker_that_recovers_gets_its_share_back() {
+    let (world, _) = calm(&[40, 400, 40], |world| {
+        world.after(Duration::from_secs(4), Happening::Fault(Fault::Fast(2, 10)));
+    });
+    let last = world.rounds.last().expect("rounds");
+    let (_, three) = calm(&[40, 40, 40], |_| {});
+    assert!(last.duration <= three.mul_f64(1.1), "{:?}, three equal ones {three:?}", last.duration);
+    assert_eq!(last.workers, 3);
+}
+
+/// Scenario: a worker freezes, and is thawed after its lease is over. Property: it is put out within the lease, joins
+/// again as its next incarnation by itself, and takes part.
+#[test]
+fn a_frozen_worker_comes_back_as_another_incarnation() {
+    let (world, _) = calm(&[40, 40, 40], |world| {
+        world.after(Duration::from_secs(1), Happening::Fault(Fault::Freeze(3, Duration::from_secs(4))));
+    });
+    let (member, reason) = &world.left[0];
+    assert_eq!((member.worker, member.incarnation), (3, 1));
+    assert!(reason.starts_with("silent for 2.5 s"), "{reason}");
+    assert!(world.records.contains("{\"worker\":3,\"incarnation\":2}"));
+}
+
+/// Scenario: a worker gives signs of life, but computes nothing any more. Property: its leaves are hedged, and it is
+/// evicted with the reason; alone, too.
+#[test]
+fn a_stuck_worker_is_evicted_with_the_reason() {
+    for others in [&[40, 40][..], &[]] {
+        let leaf_times = [&[40], others].concat();
+        let (world, _) = calm(&leaf_times, |world| {
+            world.after(Duration::from_millis(900), Happening::Fault(Fault::Stick(1)));
+            world.after(Duration::from_secs(90), Happening::Fault(Fault::Start));
+        });
+        if !others.is_empty() && world.left.is_empty() {
+            // The others were done before it was given up.
+            assert!(world.rounds.iter().any(|round| round.hedged > 0));
+            continue;
+        }
+        let (member, reason) = &world.left[0];
+        assert_eq!(member.worker, 1);
+        assert!(reason.contains("delivered nothing for 60.0 s"), "{reason}");
+    }
+}

@@ -1,0 +1,540 @@
+//! A world around the real machine: simulated time, a network with delays and partitions, workers that compute integers.
+//!
+//! A leaf's "gradient" is a number made of the round, the leaf and the parameters; siblings are combined by a function
+//! that is neither commutative nor associative, so that a sum of other nodes, or in another order, ends in another hash.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use lockstep_common::config::{DataFacts, RunConfig, RunSpec};
+use lockstep_common::data::Dtype;
+use lockstep_common::hash::Digest;
+use lockstep_common::ledger::{Chain, Header};
+use lockstep_common::model;
+use lockstep_common::progress::{Aggregation, Event as Progressed, RoundReport};
+use lockstep_common::protocol::{JoinRequest, MemberId, NodeReport, Refusal, Work};
+use lockstep_common::reduce::{NodeId, Reduction};
+use lockstep_common::rng::{Purpose, Stream};
+use lockstep_common::shape::Shape;
+use lockstep_coordinator::expected::ExpectedSamples;
+use lockstep_coordinator::round::{ConnectionId, Effect, Event, Machine, MachineConfig, Outcome, Rejected, ToMember};
+
+use crate::worker::{Computed, Worker};
+
+/// Parts of a gradient.
+const CHUNKS: usize = 2;
+/// How often the driver ticks.
+const TICK: Duration = Duration::from_millis(10);
+/// A run that is not over by then, whatever happened to it, hangs.
+const DEADLINE: Duration = Duration::from_secs(900);
+
+/// A worker process, by its number.
+pub type Process = u64;
+
+/// What will happen at some time.
+#[derive(Clone, Debug)]
+pub enum Happening {
+    Tick,
+    /// Something reaches the coordinator.
+    Arrives(Event),
+    /// A part of a node's gradient reaches the aggregator.
+    Chunk {
+        member: MemberId,
+        round: u64,
+        node: NodeId,
+        chunk: usize,
+        value: u64,
+    },
+    /// Something reaches a worker.
+    Told(MemberId, ToMember, Option<u64>),
+    /// New parameters reach a worker.
+    Parameters(MemberId, u64, u64),
+    /// A worker gives a sign of life, or looks whether its coordinator still does.
+    Pulse(Process),
+    /// A worker is done with a node, if it is still at it.
+    Done(Process, u64),
+    /// A worker asks to join.
+    Join(Process),
+    Fault(Fault),
+    /// A frozen or cut off worker is back.
+    Back(Process),
+}
+
+/// What goes wrong, or at least changes, with a worker.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    Start,
+    Crash(Process),
+    Restart(Process),
+    Freeze(Process, Duration),
+    CutOff(Process, Duration),
+    Slow(Process, u32),
+    Fast(Process, u32),
+    Stick(Process),
+    Drain(Process),
+    /// An old message comes once more.
+    Repeat,
+}
+
+pub struct World {
+    pub spec: RunSpec,
+    pub now: Duration,
+    pub random: Stream,
+    pub workers: BTreeMap<Process, Worker>,
+    pub records: String,
+    pub rounds: Vec<RoundReport>,
+    pub notices: Vec<String>,
+    pub left: Vec<(MemberId, String)>,
+    pub outcome: Option<Outcome>,
+    pub parameters: u64,
+    pub seed: u64,
+    machine: Machine,
+    expected: ExpectedSamples,
+    queue: BTreeMap<(Duration, u64), Happening>,
+    scheduled: u64,
+    /// When the last message of each connection arrives: none overtakes another.
+    lanes: BTreeMap<(MemberId, bool), Duration>,
+    joining: BTreeMap<ConnectionId, Process>,
+    connections: u64,
+    processes: Process,
+    closed: BTreeSet<MemberId>,
+    chain: Chain,
+    sums: Option<Sums>,
+    made: Option<u64>,
+    past: Vec<Event>,
+}
+
+/// The aggregator.
+struct Sums {
+    round: u64,
+    parts: Vec<Reduction<u64>>,
+    awaited: BTreeMap<(MemberId, NodeId), [bool; CHUNKS]>,
+    reduced: bool,
+}
+
+pub fn spec(shards: u32, set: impl FnOnce(&mut RunConfig)) -> RunSpec {
+    let mut config =
+        RunConfig { name: Some("sim".into()), epochs: 2, batch_size: 16.max(shards), shards, ..RunConfig::default() };
+    set(&mut config);
+    let data = DataFacts {
+        name: "sim".into(),
+        sample_shape: Shape::new([28, 28]),
+        dtype: Dtype::U8,
+        training_samples: 6 * config.batch_size - 5,
+        validation_samples: 3 * shards / 2,
+    };
+    config.resolve(model::preset("conv").unwrap(), &data).unwrap()
+}
+
+pub fn mix(a: u64, b: u64) -> u64 {
+    Digest::of(&[a.to_le_bytes(), b.to_le_bytes()].concat()).0 as u64
+}
+
+/// The gradient of a chunk of a leaf.
+pub fn leaf_value(parameters: u64, round: u64, leaf: u32, chunk: usize) -> u64 {
+    mix(mix(parameters, round), u64::from(leaf) << 8 | chunk as u64)
+}
+
+pub fn node_value(parameters: u64, round: u64, node: NodeId, chunk: usize) -> u64 {
+    match node.children() {
+        None => leaf_value(parameters, round, node.index, chunk),
+        Some([left, right]) => {
+            mix(node_value(parameters, round, left, chunk), node_value(parameters, round, right, chunk))
+        }
+    }
+}
+
+fn step(parameters: u64, roots: &[u64]) -> u64 {
+    roots.iter().fold(parameters, |parameters, &root| mix(parameters, root))
+}
+
+/// What a run must end with.
+pub fn right_parameters(spec: &RunSpec) -> u64 {
+    (0..spec.total_rounds()).fold(1, |parameters, round| {
+        let root = spec.schedule.tree.root();
+        let roots: Vec<u64> = (0..CHUNKS).map(|chunk| node_value(parameters, round, root, chunk)).collect();
+        step(parameters, &roots)
+    })
+}
+
+impl World {
+    pub fn new(spec: RunSpec, seed: u64) -> Self {
+        let config = MachineConfig { spec: spec.clone(), version: "1".into(), fingerprint: Digest(1) };
+        let layout = spec.model.layout.hash();
+        let (chain, header) = Chain::start(&Header::new("sim", &spec.schedule, layout, Digest(1)));
+        let mut world = Self {
+            machine: Machine::new(config),
+            expected: ExpectedSamples::new(spec.schedule, spec.validation_samples),
+            spec,
+            now: Duration::ZERO,
+            random: Stream::new(seed, Purpose::SelfTest, 1, 0),
+            seed,
+            workers: BTreeMap::new(),
+            records: header,
+            rounds: Vec::new(),
+            notices: Vec::new(),
+            left: Vec::new(),
+            outcome: None,
+            parameters: 1,
+            queue: BTreeMap::new(),
+            scheduled: 0,
+            lanes: BTreeMap::new(),
+            joining: BTreeMap::new(),
+            connections: 0,
+            processes: 0,
+            closed: BTreeSet::new(),
+            chain,
+            sums: None,
+            made: None,
+            past: Vec::new(),
+        };
+        world.after(TICK, Happening::Tick);
+        world
+    }
+
+    pub fn after(&mut self, delay: Duration, what: Happening) {
+        self.scheduled += 1;
+        self.queue.insert((self.now + delay, self.scheduled), what);
+    }
+
+    pub fn millis(&mut self, from: u32, below: u32) -> Duration {
+        Duration::from_millis(u64::from(from + self.random.below(below - from)))
+    }
+
+    /// A message's way: mostly short, sometimes long.
+    fn delay(&mut self) -> Duration {
+        match self.random.below(50) {
+            0 => self.millis(5, 200),
+            _ => Duration::from_micros(u64::from(200 + self.random.below(2000))),
+        }
+    }
+
+    /// Schedules a message on a member's connection. It comes after those before it.
+    fn on_lane(&mut self, member: MemberId, up: bool, what: Happening) {
+        let at = self.now + self.delay();
+        let last = self.lanes.entry((member, up)).or_default();
+        *last = at.max(*last);
+        let delay = last.saturating_sub(self.now);
+        self.after(delay, what);
+    }
+
+    /// Starts a worker process.
+    pub fn start(&mut self, leaf_time: Duration) -> Process {
+        self.processes += 1;
+        let process = self.processes;
+        self.workers.insert(process, Worker::new(leaf_time));
+        let delay = self.delay();
+        self.after(delay, Happening::Join(process));
+        self.after(self.spec.heartbeat_interval, Happening::Pulse(process));
+        process
+    }
+
+    /// Runs until the run ends.
+    pub fn run(&mut self) {
+        while self.outcome.is_none() {
+            let ((at, _), what) = self.queue.pop_first().expect("there is always a next tick");
+            self.now = at;
+            assert!(
+                at < DEADLINE,
+                "seed {}: it hangs after {} rounds: {:?}",
+                self.seed,
+                self.rounds.len(),
+                self.notices
+            );
+            self.happen(what);
+        }
+    }
+
+    fn happen(&mut self, what: Happening) {
+        match what {
+            Happening::Tick => {
+                self.event(Event::Tick);
+                self.after(TICK, Happening::Tick);
+            }
+            Happening::Arrives(event) => {
+                self.past.push(event.clone());
+                self.event(event);
+            }
+            Happening::Chunk { member, round, node, chunk, value } => self.chunk(member, round, node, chunk, value),
+            Happening::Told(member, message, version) => self.told(member, message, version),
+            Happening::Parameters(member, version, value) => {
+                if let Some(worker) = self.reachable(member) {
+                    worker.versions.insert(version, value);
+                    self.work_on(member);
+                }
+            }
+            Happening::Pulse(process) => self.pulse(process),
+            Happening::Done(process, job) => self.done(process, job),
+            Happening::Join(process) => self.join(process),
+            Happening::Fault(fault) => self.fault(fault),
+            Happening::Back(process) => self.back(process),
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        match self.machine.step(self.now, event) {
+            Ok(effects) => effects.into_iter().for_each(|effect| self.perform(effect)),
+            Err(Rejected::NotAMember(_) | Rejected::Stale { .. } | Rejected::Unexpected(..) | Rejected::Finished) => {}
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Admit(connection, member) => {
+                let process = self.joining.remove(&connection).expect("a join is answered once");
+                match self.workers.get_mut(&process) {
+                    Some(worker) if worker.is_reachable() => worker.admitted(member),
+                    // The connection of a worker that is gone breaks.
+                    _ => self.after(Duration::from_millis(3), Happening::Arrives(Event::Lost(member, "gone".into()))),
+                }
+            }
+            Effect::Refuse(connection, refusal) => {
+                let process = self.joining.remove(&connection).expect("a join is answered once");
+                assert!(matches!(refusal, Refusal::Finished { .. }), "seed {}: {refusal}", self.seed);
+                self.workers.remove(&process);
+            }
+            Effect::Send(member, message) => {
+                let version = matches!(message, ToMember::Parameters(_)).then_some(self.parameters);
+                self.on_lane(member, false, Happening::Told(member, message, version));
+            }
+            Effect::Close(member) => drop(self.closed.insert(member)),
+            Effect::Begin { round, .. } => {
+                assert_eq!(round, self.rounds.len() as u64, "seed {}: rounds begin in order", self.seed);
+                let parts = vec![Reduction::new(self.spec.schedule.tree); CHUNKS];
+                self.sums = Some(Sums { round, parts, awaited: BTreeMap::new(), reduced: false });
+            }
+            Effect::Expect(member, node) => {
+                let sums = self.sums.as_mut().expect("a round was begun");
+                sums.awaited.insert((member, node), [false; CHUNKS]);
+            }
+            Effect::Record(record) => {
+                self.records.push('\n');
+                self.records.push_str(&self.chain.line(&record));
+                self.parameters = self.made.take().expect("a round is committed when its parameters are made");
+            }
+            Effect::Publish(Progressed::Round(round)) => {
+                assert_eq!(round.round, self.rounds.len() as u64, "seed {}: rounds are in order", self.seed);
+                self.rounds.push(round);
+            }
+            Effect::Publish(Progressed::Notice { message }) => self.notices.push(message),
+            Effect::Publish(Progressed::Left { member, reason }) => self.left.push((member, reason)),
+            Effect::Publish(_) => {}
+            Effect::Finish(outcome) => self.outcome = Some(outcome),
+        }
+    }
+
+    /// The aggregator takes a part of a node.
+    fn chunk(&mut self, member: MemberId, round: u64, node: NodeId, chunk: usize, value: u64) {
+        let Some(sums) = self.sums.as_mut().filter(|sums| sums.round == round) else { return };
+        let Some(there) = sums.awaited.get_mut(&(member, node)) else { return };
+        there[chunk] = true;
+        let whole = there.iter().all(|&there| there);
+        sums.parts[chunk].insert(node, value, mix);
+        let roots: Option<Vec<u64>> = sums.parts.iter().map(|part| part.root().copied()).collect();
+        let reduced = roots
+            .filter(|_| !std::mem::replace(&mut sums.reduced, sums.parts.iter().all(|part| part.root().is_some())));
+        // The aggregator has a queue of its own: what it reports comes a little later, in order.
+        if whole {
+            sums.awaited.remove(&(member, node));
+            let event = Event::Arrived { member, work: Work::Gradient { round }, node };
+            self.report(event);
+        }
+        if let Some(roots) = reduced {
+            let made = step(self.parameters, &roots);
+            self.made = Some(made);
+            for member in self.machine.receivers().collect::<Vec<MemberId>>() {
+                self.on_lane(member, false, Happening::Parameters(member, round + 1, made));
+            }
+            let parameters = Digest(u128::from(made));
+            self.report(Event::Reduced { round, gradient_norm: 1.0, parameters, took: Aggregation::default() });
+        }
+    }
+
+    fn report(&mut self, event: Event) {
+        self.on_lane(MemberId { worker: 0, incarnation: 0 }, true, Happening::Arrives(event));
+    }
+
+    fn reachable(&mut self, member: MemberId) -> Option<&mut Worker> {
+        self.workers.values_mut().find(|worker| worker.member == Some(member) && worker.is_reachable())
+    }
+
+    fn process_of(&self, member: MemberId) -> Option<Process> {
+        self.workers.iter().find(|(_, worker)| worker.member == Some(member)).map(|(&process, _)| process)
+    }
+
+    fn told(&mut self, member: MemberId, message: ToMember, version: Option<u64>) {
+        let Some(process) = self.process_of(member) else { return };
+        let worker = self.workers.get_mut(&process).expect("just found");
+        if !worker.is_reachable() {
+            return worker.missed_messages();
+        }
+        match message {
+            ToMember::Parameters(number) => {
+                worker.versions.insert(number, version.expect("sent with the parameters"));
+                self.work_on(member);
+            }
+            ToMember::Assign(work, tasks) => {
+                worker.assigned(work, tasks, self.spec.schedule.tree);
+                self.work_on(member);
+            }
+            ToMember::Keep(list) => {
+                for &shard in &list.shards {
+                    let cached = Happening::Arrives(Event::Cached(member, list.list, shard));
+                    self.on_lane(member, true, cached);
+                }
+            }
+            ToMember::Evicted(_) => self.join_again(process),
+            ToMember::Finished(_) => drop(self.workers.remove(&process)),
+        }
+    }
+
+    fn join_again(&mut self, process: Process) {
+        if let Some(worker) = self.workers.get_mut(&process) {
+            worker.left();
+            let pause = self.millis(100, 400);
+            self.after(pause, Happening::Join(process));
+        }
+    }
+
+    /// A worker that is free takes its next node.
+    fn work_on(&mut self, member: MemberId) {
+        let Some(process) = self.process_of(member) else { return };
+        let worker = self.workers.get_mut(&process).expect("just found");
+        if let Some((job, takes)) = worker.next() {
+            self.after(takes, Happening::Done(process, job));
+        }
+    }
+
+    fn done(&mut self, process: Process, job: u64) {
+        let Some(worker) = self.workers.get_mut(&process) else { return };
+        let Some(Computed { member, work, node, parameters, wanted }) = worker.done(job) else { return };
+        let (corrupt, reachable) = (worker.corrupt, worker.is_reachable());
+        if reachable {
+            self.deliver(member, work, node, parameters, corrupt, wanted);
+        }
+        self.work_on(member);
+    }
+
+    /// What a worker says about a node that it has computed.
+    fn deliver(&mut self, member: MemberId, work: Work, node: NodeId, parameters: u64, corrupt: bool, wanted: bool) {
+        let (mut samples, mut digests) = (0, Vec::new());
+        for leaf in node.leaves() {
+            let ids = self.expected.samples(work, leaf);
+            samples += ids.len() as u32;
+            digests.push(lockstep_common::shard::samples_digest(ids));
+        }
+        let round = work.version();
+        let values: Vec<u64> =
+            (0..CHUNKS).map(|chunk| node_value(parameters, round, node, chunk) ^ u64::from(corrupt)).collect();
+        let report = NodeReport {
+            work,
+            node,
+            loss: 1.0,
+            samples,
+            digests,
+            compute: Duration::from_millis(1),
+            waited: Duration::ZERO,
+        };
+        self.on_lane(member, true, Happening::Arrives(Event::Announced(member, report)));
+        if matches!(work, Work::Gradient { .. }) && wanted {
+            for (chunk, value) in values.into_iter().enumerate() {
+                self.on_lane(member, true, Happening::Chunk { member, round, node, chunk, value });
+            }
+        }
+    }
+
+    fn pulse(&mut self, process: Process) {
+        let Some(worker) = self.workers.get_mut(&process) else { return };
+        let member = worker.member;
+        // The connection of a member that is out, or that was cut off for some time, is seen to be dead.
+        let lost = member.is_some_and(|member| self.closed.contains(&member)) || worker.must_reconnect();
+        let reachable = worker.is_reachable();
+        self.after(self.spec.heartbeat_interval, Happening::Pulse(process));
+        match member {
+            Some(member) if reachable && lost => {
+                self.after(Duration::from_millis(1), Happening::Arrives(Event::Lost(member, "reset".into())));
+                self.join_again(process);
+            }
+            Some(member) if reachable => self.on_lane(member, true, Happening::Arrives(Event::Heartbeat(member))),
+            _ => {}
+        }
+    }
+
+    fn join(&mut self, process: Process) {
+        let Some(worker) = self.workers.get(&process) else { return };
+        if !worker.is_reachable() {
+            return self.after(Duration::from_millis(300), Happening::Join(process));
+        }
+        if worker.member.is_some() {
+            return;
+        }
+        self.connections += 1;
+        let connection = ConnectionId(self.connections);
+        self.joining.insert(connection, process);
+        let request = JoinRequest {
+            process,
+            name: format!("p{process}"),
+            version: "1".into(),
+            fingerprint: Digest(1),
+            threads: 1,
+            isa: "scalar".into(),
+        };
+        self.event(Event::Join { connection, request });
+    }
+
+    fn fault(&mut self, fault: Fault) {
+        match fault {
+            Fault::Start => {
+                let leaf_time = self.millis(2, 6);
+                self.start(leaf_time);
+            }
+            Fault::Crash(process) | Fault::Restart(process) => {
+                let Some(worker) = self.workers.remove(&process) else { return };
+                if let Some(member) = worker.member {
+                    self.on_lane(member, true, Happening::Arrives(Event::Lost(member, "killed".into())));
+                }
+                if matches!(fault, Fault::Restart(_)) {
+                    self.start(worker.leaf_time);
+                }
+            }
+            Fault::Freeze(process, time) | Fault::CutOff(process, time) => {
+                let Some(worker) = self.workers.get_mut(&process) else { return };
+                worker.stop(matches!(fault, Fault::Freeze(..)));
+                self.after(time, Happening::Back(process));
+            }
+            Fault::Slow(process, times) => {
+                self.workers.get_mut(&process).into_iter().for_each(|worker| worker.leaf_time *= times);
+            }
+            Fault::Fast(process, times) => {
+                self.workers.get_mut(&process).into_iter().for_each(|worker| worker.leaf_time /= times);
+            }
+            Fault::Stick(process) => self.workers.get_mut(&process).into_iter().for_each(|worker| worker.stuck = true),
+            Fault::Drain(process) => {
+                if let Some(member) = self.workers.get(&process).and_then(|worker| worker.member) {
+                    self.on_lane(member, true, Happening::Arrives(Event::Drain(member)));
+                }
+            }
+            Fault::Repeat => self.repeat(),
+        }
+    }
+
+    fn back(&mut self, process: Process) {
+        let Some(worker) = self.workers.get_mut(&process) else { return };
+        worker.resume();
+        if let Some(member) = worker.member {
+            self.work_on(member);
+        }
+    }
+
+    /// An old message comes once more. A link or an aggregator repeats nothing by itself; a peer may.
+    fn repeat(&mut self) {
+        if self.past.is_empty() {
+            return;
+        }
+        let at = self.random.below(self.past.len() as u32) as usize;
+        let event = self.past[at].clone();
+        if matches!(event, Event::Heartbeat(_) | Event::Cached(..) | Event::Announced(..)) {
+            self.event(event);
+        }
+    }
+}
