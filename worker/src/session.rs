@@ -107,8 +107,7 @@ pub async fn run(
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (keep_lists, newest_list) = watch::channel(KeepList { list: 0, shards: Vec::new() });
     let fetcher = tokio::spawn(fetch_shards(newest_list, shards.clone(), cache, outgoing.control.clone()));
-    let mut sender =
-        NodeSender { outgoing: &outgoing.bulk, commands: &commands, newest: &newest, lent: Vec::new() };
+    let mut sender = NodeSender { outgoing: &outgoing.bulk, commands: &commands, newest: &newest, lent: Vec::new() };
     let mut draining = false;
     let end = loop {
         tokio::select! {

@@ -149,8 +149,8 @@ impl Membership {
     }
 }
 
-/// The middle of some numbers, the upper one of two; `None` if there are none.
+/// The middle of some numbers, the lower one of two; `None` if there are none.
 pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
+    values.get(values.len().saturating_sub(1) / 2).copied()
 }

@@ -88,6 +88,8 @@ pub struct World {
     pub outcome: Option<Outcome>,
     pub parameters: u64,
     pub seed: u64,
+    /// Whether some messages take long.
+    pub stalls: bool,
     machine: Machine,
     expected: ExpectedSamples,
     queue: BTreeMap<(Duration, u64), Happening>,
@@ -169,6 +171,7 @@ impl World {
             now: Duration::ZERO,
             random: Stream::new(seed, Purpose::SelfTest, 1, 0),
             seed,
+            stalls: false,
             workers: BTreeMap::new(),
             records: header,
             rounds: Vec::new(),
@@ -204,7 +207,7 @@ impl World {
     /// A message's way: mostly short, sometimes long.
     fn delay(&mut self) -> Duration {
         match self.random.below(50) {
-            0 => self.millis(5, 200),
+            0 if self.stalls => self.millis(5, 200),
             _ => Duration::from_micros(u64::from(200 + self.random.below(2000))),
         }
     }
