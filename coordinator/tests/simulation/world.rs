@@ -29,11 +29,11 @@ const TICK: Duration = Duration::from_millis(10);
 const DEADLINE: Duration = Duration::from_secs(900);
 
 /// A worker process, by its number.
-pub type Process = u64;
+pub(crate) type Process = u64;
 
 /// What will happen at some time.
 #[derive(Clone, Debug)]
-pub enum Happening {
+pub(crate) enum Happening {
     Tick,
     /// Something reaches the coordinator.
     Arrives(Event),
@@ -62,7 +62,7 @@ pub enum Happening {
 
 /// What goes wrong, or at least changes, with a worker.
 #[derive(Clone, Copy, Debug)]
-pub enum Fault {
+pub(crate) enum Fault {
     Start,
     Crash(Process),
     Restart(Process),
@@ -76,20 +76,20 @@ pub enum Fault {
     Repeat,
 }
 
-pub struct World {
-    pub spec: RunSpec,
-    pub now: Duration,
-    pub random: Stream,
-    pub workers: BTreeMap<Process, Worker>,
-    pub records: String,
-    pub rounds: Vec<RoundReport>,
-    pub notices: Vec<String>,
-    pub left: Vec<(MemberId, String)>,
-    pub outcome: Option<Outcome>,
-    pub parameters: u64,
-    pub seed: u64,
+pub(crate) struct World {
+    pub(crate) spec: RunSpec,
+    pub(crate) now: Duration,
+    pub(crate) random: Stream,
+    pub(crate) workers: BTreeMap<Process, Worker>,
+    pub(crate) records: String,
+    pub(crate) rounds: Vec<RoundReport>,
+    pub(crate) notices: Vec<String>,
+    pub(crate) left: Vec<(MemberId, String)>,
+    pub(crate) outcome: Option<Outcome>,
+    pub(crate) parameters: u64,
+    pub(crate) seed: u64,
     /// Whether some messages take long.
-    pub stalls: bool,
+    pub(crate) stalls: bool,
     machine: Machine,
     expected: ExpectedSamples,
     queue: BTreeMap<(Duration, u64), Happening>,
@@ -114,7 +114,7 @@ struct Sums {
     reduced: bool,
 }
 
-pub fn spec(shards: u32, set: impl FnOnce(&mut RunConfig)) -> RunSpec {
+pub(crate) fn spec(shards: u32, set: impl FnOnce(&mut RunConfig)) -> RunSpec {
     let mut config =
         RunConfig { name: Some("sim".into()), epochs: 2, batch_size: 16.max(shards), shards, ..RunConfig::default() };
     set(&mut config);
@@ -128,16 +128,16 @@ pub fn spec(shards: u32, set: impl FnOnce(&mut RunConfig)) -> RunSpec {
     config.resolve(model::preset("conv").unwrap(), &data).unwrap()
 }
 
-pub fn mix(a: u64, b: u64) -> u64 {
+pub(crate) fn mix(a: u64, b: u64) -> u64 {
     Digest::of(&[a.to_le_bytes(), b.to_le_bytes()].concat()).0 as u64
 }
 
 /// The gradient of a chunk of a leaf.
-pub fn leaf_value(parameters: u64, round: u64, leaf: u32, chunk: usize) -> u64 {
+pub(crate) fn leaf_value(parameters: u64, round: u64, leaf: u32, chunk: usize) -> u64 {
     mix(mix(parameters, round), u64::from(leaf) << 8 | chunk as u64)
 }
 
-pub fn node_value(parameters: u64, round: u64, node: NodeId, chunk: usize) -> u64 {
+pub(crate) fn node_value(parameters: u64, round: u64, node: NodeId, chunk: usize) -> u64 {
     match node.children() {
         None => leaf_value(parameters, round, node.index, chunk),
         Some([left, right]) => {
@@ -151,7 +151,7 @@ fn step(parameters: u64, roots: &[u64]) -> u64 {
 }
 
 /// What a run must end with.
-pub fn right_parameters(spec: &RunSpec) -> u64 {
+pub(crate) fn right_parameters(spec: &RunSpec) -> u64 {
     (0..spec.total_rounds()).fold(1, |parameters, round| {
         let root = spec.schedule.tree.root();
         let roots: Vec<u64> = (0..CHUNKS).map(|chunk| node_value(parameters, round, root, chunk)).collect();
@@ -160,7 +160,7 @@ pub fn right_parameters(spec: &RunSpec) -> u64 {
 }
 
 impl World {
-    pub fn new(spec: RunSpec, seed: u64) -> Self {
+    pub(crate) fn new(spec: RunSpec, seed: u64) -> Self {
         let config = MachineConfig { spec: spec.clone(), version: "1".into(), fingerprint: Digest(1) };
         let layout = spec.model.layout.hash();
         let (chain, header) = Chain::start(&Header::new("sim", &spec.schedule, layout, Digest(1)));
@@ -195,12 +195,12 @@ impl World {
         world
     }
 
-    pub fn after(&mut self, delay: Duration, what: Happening) {
+    pub(crate) fn after(&mut self, delay: Duration, what: Happening) {
         self.scheduled += 1;
         self.queue.insert((self.now + delay, self.scheduled), what);
     }
 
-    pub fn millis(&mut self, from: u32, below: u32) -> Duration {
+    pub(crate) fn millis(&mut self, from: u32, below: u32) -> Duration {
         Duration::from_millis(u64::from(from + self.random.below(below - from)))
     }
 
@@ -222,7 +222,7 @@ impl World {
     }
 
     /// Starts a worker process.
-    pub fn start(&mut self, leaf_time: Duration) -> Process {
+    pub(crate) fn start(&mut self, leaf_time: Duration) -> Process {
         self.processes += 1;
         let process = self.processes;
         self.workers.insert(process, Worker::new(leaf_time));
@@ -233,7 +233,7 @@ impl World {
     }
 
     /// Runs until the run ends.
-    pub fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         while self.outcome.is_none() {
             let ((at, _), what) = self.queue.pop_first().expect("there is always a next tick");
             self.now = at;
