@@ -380,7 +380,14 @@ impl Machine {
             duration,
             breakdown: Breakdown::of(duration, progress.longest_compute, took, progress.longest_download),
         })));
-        let work = progress.work;
+        let (work, announced) = (progress.work, progress.announced_leaves());
+        for (id, leaves) in announced {
+            // It is on its way, and will be dropped: the round is over.
+            if let Some(member) = self.members.get_mut(id) {
+                member.pace.delivered(now, work, leaves);
+                member.owes_since = if member.pace.is_free() { None } else { Some(now) };
+            }
+        }
         self.members.iter_mut().for_each(|(_, member)| member.pace.missed(now, work));
         self.note_duration(duration);
         self.rounds = round + 1;

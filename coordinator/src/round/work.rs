@@ -179,6 +179,11 @@ impl Progress {
         Some(new)
     }
 
+    /// Announced nodes that are not there yet, by their numbers of leaves.
+    pub(super) fn announced_leaves(&self) -> Vec<(MemberId, u32)> {
+        self.announced.iter().map(|(member, report)| (*member, report.digests.len() as u32)).collect()
+    }
+
     /// Loss and samples of the whole, once every leaf is delivered.
     pub(super) fn complete(&self) -> Option<Totals> {
         self.totals.root().copied()
