@@ -48,6 +48,8 @@ pub struct RunConfig {
     pub data: DataConfig,
     /// Workers and deadlines.
     pub cluster: ClusterConfig,
+    /// When checkpoints are written.
+    pub checkpoint: CheckpointConfig,
 }
 
 impl Default for RunConfig {
@@ -66,6 +68,7 @@ impl Default for RunConfig {
             optimizer: Adam::default(),
             data: DataConfig::default(),
             cluster: ClusterConfig::default(),
+            checkpoint: CheckpointConfig::default(),
         }
     }
 }
@@ -146,6 +149,27 @@ impl Default for ClusterConfig {
             lease_timeout_ms: 2500,
             work_timeout_ms: 60_000,
         }
+    }
+}
+
+/// When checkpoints are written: at the end in any case, and as often as any of these says. 0 stands for never. None of
+/// this changes the mathematics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// So many seconds after the last one, at the next round's edge.
+    pub every_seconds: u32,
+    /// After so many rounds.
+    pub every_rounds: u32,
+    /// After so many epochs.
+    pub every_epochs: u32,
+    /// How many are kept, so that there is one before the newest if that turns out to be damaged.
+    pub keep: u32,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every_seconds: 30, every_rounds: 0, every_epochs: 0, keep: 3 }
     }
 }
 
@@ -290,6 +314,7 @@ impl RunConfig {
                 cluster.work_timeout_ms, cluster.lease_timeout_ms
             ));
         }
+        positive("checkpoint.keep", self.checkpoint.keep)?;
         let max_rounds = match self.max_rounds {
             Some(0) => return refuse("max_rounds is 0; it must be at least 1".to_owned()),
             other => other.and_then(NonZeroU64::new),
@@ -311,6 +336,7 @@ impl RunConfig {
             lease_timeout: Duration::from_millis(cluster.lease_timeout_ms),
             shared_memory: cluster.shared_memory,
             work_timeout: Duration::from_millis(cluster.work_timeout_ms),
+            checkpoint: self.checkpoint,
         })
     }
 }
@@ -398,6 +424,8 @@ pub struct RunSpec {
     pub shared_memory: bool,
     /// A worker that has work and delivered nothing for so long is evicted.
     pub work_timeout: Duration,
+    /// When checkpoints are written.
+    pub checkpoint: CheckpointConfig,
 }
 
 impl RunSpec {
@@ -477,6 +505,7 @@ mod tests {
         check(&["optimizer.beta_1=1.5"], "optimizer: beta_1 is 1.5");
         check(&["cluster.min_workers=17"], "min_workers is 17");
         check(&["cluster.lease_timeout_ms=600"], "lease_timeout_ms is 600");
+        check(&["checkpoint.keep=0"], "checkpoint.keep is 0; it must be at least 1");
         check(&["epochs"], "expected KEY=VALUE");
         check(&["seed.x=1"], "seed");
         assert_eq!(resolve(&["epochs=2", "batch_size=256"]).unwrap().total_rounds(), 72);

@@ -81,7 +81,8 @@ pub fn sha256_of_floats(values: &[f32]) -> String {
     hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn for_le_bytes(values: &[f32], mut consume: impl FnMut(&[u8])) {
+/// Hands over the little-endian bytes of `values`, in one piece where that is how they lie in memory.
+pub(crate) fn for_le_bytes(values: &[f32], mut consume: impl FnMut(&[u8])) {
     if cfg!(target_endian = "little") {
         consume(bytemuck::cast_slice(values));
     } else {

@@ -4,6 +4,7 @@
 //! alone, and, under the numerics contract (`docs/numerics.md`), gives the same bits on every instruction set, for any
 //! number of threads and of workers.
 
+pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod files;
