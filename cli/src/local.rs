@@ -31,9 +31,10 @@ pub(crate) async fn in_process_worker(inbox: Inbox, data: Arc<PlacedData>, compu
     let welcome = answered.await.context("the coordinator has ended")??;
     let member = welcome.member;
     let (outgoing, mut messages) = mpsc::channel::<FromWorker>(session::OUTGOING_DEPTH);
+    let to_driver = inbox.clone();
     let forward = tokio::spawn(async move {
         while let Some(message) = messages.recv().await {
-            if inbox.send(Inbound::From(member, message)).await.is_err() {
+            if to_driver.send(Inbound::From(member, message)).await.is_err() {
                 return;
             }
         }
@@ -47,8 +48,11 @@ pub(crate) async fn in_process_worker(inbox: Inbox, data: Arc<PlacedData>, compu
         gradients: None,
     };
     let (_drain, never) = watch::channel(false);
-    let end = session::run(transport, compute, never).await?;
+    let end = session::run(transport, compute, never).await;
     forward.await.context("the worker's messages could not be handed over")?;
+    // As a connection's end would tell it; the coordinator may be gone as well.
+    let _ = inbox.send(Inbound::Closed(member, "the worker has ended".to_owned())).await;
+    let end = end?;
     match end {
         SessionEnd::Finished(_) => Ok(()),
         SessionEnd::Evicted(reason) | SessionEnd::Lost(reason) => anyhow::bail!("the worker is out: {reason}"),

@@ -11,6 +11,7 @@ mod local;
 mod model_command;
 mod monitor;
 mod progress;
+mod resume;
 mod roles;
 mod run_args;
 mod train;

@@ -61,7 +61,7 @@ impl Display {
             bar
         });
         let rounds_per_epoch = u64::from(status.rounds_per_epoch.max(1));
-        Self {
+        let display = Self {
             form,
             bar,
             epochs: status.total_rounds.div_ceil(rounds_per_epoch),
@@ -70,7 +70,9 @@ impl Display {
             recent: VecDeque::new(),
             last_line: None,
             workers: status.workers,
-        }
+        };
+        status.problems.iter().for_each(|problem| display.line(&format!("problem: {problem}")));
+        display
     }
 
     /// Shows an event. Whether the run goes on after it.

@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use lockstep_common::kernel::Isa;
+use lockstep_coordinator::grpc;
 use lockstep_coordinator::outputs::{self, MODEL_FILE};
 use lockstep_coordinator::round::Outcome;
-use lockstep_coordinator::{Coordinator, CoordinatorConfig, grpc};
 use lockstep_worker::client::{self, WorkerError, WorkerOptions};
 use lockstep_worker::session::Compute;
 use tokio::net::TcpListener;
@@ -97,26 +97,18 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
             args.listen
         )));
     }
-    let prepared = args.run.prepare()?;
+    let (prepared, origin) = args.run.prepare(args.simd)?;
     let runtime = runtime()?;
     let listener = runtime
         .block_on(TcpListener::bind(args.listen))
         .with_context(|| format!("cannot listen on {}", args.listen))
         .map_err(usage)?;
     let address = listener.local_addr().context("cannot tell the port")?;
-    prepared.create_directory()?;
     let form = Form::choose(args.json);
-    // Also beside JSON: with port 0, nothing else tells the address.
-    eprintln!("run {:?} waits for workers: lockstep worker --coordinator http://{address}", prepared.spec.name);
     let result = runtime.block_on(async {
-        let coordinator = Coordinator::start(CoordinatorConfig {
-            spec: prepared.spec.clone(),
-            data: prepared.data.clone(),
-            initial_parameters: prepared.initial_parameters.clone(),
-            directory: prepared.directory.clone(),
-            isa: args.simd,
-            remote_workers: true,
-        })?;
+        let coordinator = prepared.start(origin, args.simd, true)?;
+        // Also beside JSON: with port 0, nothing else tells the address.
+        eprintln!("run {:?} waits for workers: lockstep worker --coordinator http://{address}", prepared.spec.name);
         let shown = tokio::spawn(progress::follow(coordinator.hub(), form));
         let server = grpc::serve(listener, prepared.served(&coordinator));
         let result = coordinator.run(interrupted()).await;
@@ -131,10 +123,14 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
         println!("parameters  sha256 {}", summary.params_sha256);
         println!("model       {}", prepared.directory.join(MODEL_FILE).display());
     }
-    match result.outcome {
+    match &result.outcome {
         Outcome::Completed => Ok(()),
         Outcome::Stopped(reason) => {
-            anyhow::bail!("stopped after {} of {} rounds: {reason}", result.rounds, prepared.spec.total_rounds())
+            let (rounds, total) = (result.rounds, prepared.spec.total_rounds());
+            anyhow::bail!(
+                "stopped after {rounds} of {total} rounds: {reason}; {}",
+                prepared.how_to_go_on("coordinator", &result)
+            )
         }
         Outcome::Failed(reason) => anyhow::bail!("{reason}"),
     }

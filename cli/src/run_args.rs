@@ -14,12 +14,13 @@ use lockstep_common::kernel::Isa;
 use lockstep_common::model_file;
 use lockstep_common::nn::{Loss, initial_parameters};
 use lockstep_common::placement::PlacedData;
-use lockstep_coordinator::Coordinator;
 use lockstep_coordinator::grpc::Served;
 use lockstep_coordinator::outputs::CONFIG_FILE;
+use lockstep_coordinator::{Coordinator, CoordinatorConfig, Origin, RunResult};
 
 use crate::data_source;
 use crate::exit::usage;
+use crate::resume::{Begun, Now};
 
 /// What is trained on what, and how.
 #[derive(Args, Clone, Debug)]
@@ -45,6 +46,10 @@ pub(crate) struct RunArgs {
     /// Directory of the run [default: runs/NAME]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Go on with the run in this directory, from its newest whole checkpoint. More epochs or rounds extend it; workers,
+    /// deadlines and checkpoints may change, nothing else may
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "config"])]
+    resume: Option<PathBuf>,
     /// Key of everything random
     #[arg(long)]
     seed: Option<u64>,
@@ -89,15 +94,15 @@ pub(crate) struct Prepared {
     pub(crate) data: Arc<PlacedData>,
     pub(crate) training: Arc<Dataset>,
     pub(crate) validation: Option<Arc<Dataset>>,
-    pub(crate) initial_parameters: Vec<f32>,
     pub(crate) directory: PathBuf,
     config: RunConfig,
 }
 
 impl RunArgs {
-    /// Reads and checks everything. Nothing is written yet.
-    pub(crate) fn prepare(&self) -> anyhow::Result<Prepared> {
-        let mut config = self.config()?;
+    /// Reads and checks everything. Nothing is written yet. `isa` is what the optimizer computes on.
+    pub(crate) fn prepare(&self, isa: Isa) -> anyhow::Result<(Prepared, Origin)> {
+        let begun = self.resume.as_deref().map(Begun::open).transpose()?;
+        let mut config = self.config(begun.as_ref())?;
         let model = config.model_spec(|path| fs::read_to_string(path)).map_err(usage)?;
         if config.name.is_none() {
             config.name = Some(self.default_name(&model.name));
@@ -108,24 +113,42 @@ impl RunArgs {
         let split = data_source::open(&source.source, source.validation.as_deref(), source.validation_fraction)?;
         let facts = facts(&split.train, split.validation.as_ref())?;
         let spec = config.resolve(model, &facts).map_err(usage)?;
-        let initial_parameters = match &config.init_from {
-            Some(path) => model_file::load_parameters(path, &spec.model.layout).map_err(usage)?,
-            None => initial_parameters(&spec.model.layout, spec.schedule.seed),
+        let first_parameters = || match &config.init_from {
+            Some(path) => model_file::load_parameters(path, &spec.model.layout).map_err(usage),
+            None => Ok(initial_parameters(&spec.model.layout, spec.schedule.seed)),
         };
-        let directory = self.out.clone().unwrap_or_else(|| Path::new("runs").join(&spec.name));
-        check_vacant(&directory)?;
+        let directory = self.resume.clone().or_else(|| self.out.clone());
+        let directory = directory.unwrap_or_else(|| Path::new("runs").join(&spec.name));
         let (training, validation) = (Arc::new(split.train), split.validation.map(Arc::new));
         let data = Arc::new(PlacedData::new(training.clone(), validation.clone(), spec.schedule));
-        Ok(Prepared { spec, data, training, validation, initial_parameters, directory, config })
+        let origin = match begun {
+            None => {
+                check_vacant(&directory)?;
+                Origin::Fresh(first_parameters()?)
+            }
+            Some(begun) => {
+                let parameters = begun.starts_again().then(first_parameters).transpose()?;
+                let now = Now {
+                    config: &config,
+                    spec: &spec,
+                    data: data.digest(),
+                    isa,
+                    initial_parameters: parameters.as_deref(),
+                };
+                begun.origin(&now)?
+            }
+        };
+        Ok((Prepared { spec, data, training, validation, directory, config }, origin))
     }
 
-    fn config(&self) -> anyhow::Result<RunConfig> {
-        let (origin, text) = match &self.config {
-            Some(path) => {
+    fn config(&self, begun: Option<&Begun>) -> anyhow::Result<RunConfig> {
+        let (origin, text) = match (begun, &self.config) {
+            (Some(begun), _) => (CONFIG_FILE.to_owned(), begun.text.clone()),
+            (None, Some(path)) => {
                 let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
                 (path.display().to_string(), text.map_err(usage)?)
             }
-            None => ("the command line".to_owned(), String::new()),
+            (None, None) => ("the command line".to_owned(), String::new()),
         };
         let mut config = RunConfig::parse(&origin, &text, &self.set).map_err(usage)?;
         self.override_config(&mut config)?;
@@ -181,18 +204,49 @@ impl RunArgs {
 }
 
 impl Prepared {
-    /// Makes the run's directory with its configuration in it.
-    pub(crate) fn create_directory(&self) -> anyhow::Result<()> {
+    /// Makes the run's directory with its configuration in it, and starts a coordinator.
+    pub(crate) fn start(&self, origin: Origin, isa: Isa, remote_workers: bool) -> anyhow::Result<Coordinator> {
         let directory = &self.directory;
-        fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
-        let path = directory.join(CONFIG_FILE);
-        let text = self.config.to_toml().context("cannot write the configuration as TOML")?;
+        let config = self.config.to_toml().context("cannot write the configuration as TOML")?;
+        let fresh = matches!(origin, Origin::Fresh(_));
+        if fresh {
+            fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+            self.write_config(&config)?;
+        }
+        let coordinator = Coordinator::start(CoordinatorConfig {
+            spec: self.spec.clone(),
+            data: self.data.clone(),
+            origin,
+            directory: directory.clone(),
+            config: config.clone(),
+            isa,
+            remote_workers,
+        })?;
+        if !fresh {
+            // Only now is it certain that no other process goes on with this run.
+            self.write_config(&config)?;
+        }
+        Ok(coordinator)
+    }
+
+    fn write_config(&self, text: &str) -> anyhow::Result<()> {
+        let path = self.directory.join(CONFIG_FILE);
         files::replace(&path, |file| file.write_all(text.as_bytes()))
             .with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
 impl Prepared {
+    /// How to go on with a run that was stopped.
+    pub(crate) fn how_to_go_on(&self, command: &str, result: &RunResult) -> String {
+        let how = format!("to go on: lockstep {command} --resume {}", self.directory.display());
+        match result.checkpoint {
+            Some(rounds) if rounds == result.rounds => how,
+            Some(rounds) => format!("{how} (from its newest checkpoint, after round {rounds})"),
+            None => format!("{how} (from its beginning: it has no checkpoint)"),
+        }
+    }
+
     /// What a server of this run serves.
     pub(crate) fn served(&self, coordinator: &Coordinator) -> Served {
         Served {
@@ -207,14 +261,19 @@ impl Prepared {
 
 fn check_vacant(directory: &Path) -> anyhow::Result<()> {
     let vacant = match fs::read_dir(directory) {
-        Ok(mut entries) => entries.next().is_none(),
+        // A process that was killed while it wrote its first file has left nothing that counts.
+        Ok(mut entries) => entries.all(|entry| entry.is_ok_and(|entry| files::is_partial(&entry.path()))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
         Err(error) => return Err(usage(anyhow::anyhow!("cannot use {}: {error}", directory.display()))),
     };
     if vacant {
         return Ok(());
     }
-    let what = if directory.join(CONFIG_FILE).exists() { "already holds a run" } else { "is not empty" };
+    let what = if directory.join(CONFIG_FILE).exists() {
+        "already holds a run (to go on with it: --resume)"
+    } else {
+        "is not empty"
+    };
     Err(usage(anyhow::anyhow!("{} {what}; choose another --name or --out", directory.display())))
 }
 

@@ -10,7 +10,7 @@ use lockstep_common::nn::Loss;
 use lockstep_coordinator::grpc;
 use lockstep_coordinator::outputs::{self, MODEL_FILE, Summary};
 use lockstep_coordinator::round::Outcome;
-use lockstep_coordinator::{Coordinator, CoordinatorConfig, RunResult};
+use lockstep_coordinator::{Origin, RunResult};
 use lockstep_worker::session::Compute;
 use tokio::net::TcpListener;
 
@@ -45,7 +45,7 @@ pub(crate) struct TrainArgs {
 pub(crate) fn run(args: TrainArgs) -> anyhow::Result<()> {
     let isa = args.compute.simd;
     let compute = Compute { isa, threads: args.compute.threads(args.workers.unwrap_or(1) as usize) };
-    let mut prepared = args.run.prepare()?;
+    let (mut prepared, origin) = args.run.prepare(isa)?;
     // Only this machine's workers can come. They start together; if one is lost later, the others go on.
     let workers = args.workers.unwrap_or(1);
     let shards = prepared.spec.schedule.tree.shards();
@@ -56,12 +56,11 @@ pub(crate) fn run(args: TrainArgs) -> anyhow::Result<()> {
     }
     prepared.spec.start_workers = workers;
     prepared.spec.min_workers = prepared.spec.min_workers.min(workers);
-    prepared.create_directory()?;
     let form = Form::choose(args.json);
     if form != Form::Json {
         announce(&prepared, &compute, args.workers);
     }
-    let result = roles::runtime()?.block_on(train(&prepared, compute, args.workers, form))?;
+    let result = roles::runtime()?.block_on(train(&prepared, origin, compute, args.workers, form))?;
     finish(&prepared, &result, isa, form)
 }
 
@@ -85,15 +84,14 @@ fn threads(count: usize) -> String {
     if count == 1 { "1 thread".to_owned() } else { format!("{count} threads") }
 }
 
-async fn train(prepared: &Prepared, compute: Compute, workers: Option<u32>, form: Form) -> anyhow::Result<RunResult> {
-    let coordinator = Coordinator::start(CoordinatorConfig {
-        spec: prepared.spec.clone(),
-        data: prepared.data.clone(),
-        initial_parameters: prepared.initial_parameters.clone(),
-        directory: prepared.directory.clone(),
-        isa: compute.isa,
-        remote_workers: workers.is_some(),
-    })?;
+async fn train(
+    prepared: &Prepared,
+    origin: Origin,
+    compute: Compute,
+    workers: Option<u32>,
+    form: Form,
+) -> anyhow::Result<RunResult> {
+    let coordinator = prepared.start(origin, compute.isa, workers.is_some())?;
     let shown = tokio::spawn(progress::follow(coordinator.hub(), form));
     let result = match workers {
         None => {
@@ -168,8 +166,9 @@ fn finish(prepared: &Prepared, result: &RunResult, isa: Isa, form: Form) -> anyh
     if let Outcome::Stopped(reason) = &result.outcome {
         let (rounds, total) = (result.rounds, prepared.spec.total_rounds());
         anyhow::bail!(
-            "stopped after {rounds} of {total} rounds: {reason}; the model so far is in {}",
-            directory.display()
+            "stopped after {rounds} of {total} rounds: {reason}; the model so far is in {}; {}",
+            directory.display(),
+            prepared.how_to_go_on("train", result)
         );
     }
     Ok(())

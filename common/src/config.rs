@@ -1,5 +1,7 @@
 //! The configuration of a run as people write it, and the [`RunSpec`] that it becomes once everything is checked.
 
+mod cluster;
+
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,6 +16,8 @@ use crate::protocol::Job;
 use crate::reduce::Tree;
 use crate::shape::Shape;
 use crate::shard::{MAX_SAMPLES, Schedule};
+
+pub use cluster::ClusterConfig;
 
 /// A run's configuration: a TOML file, with every key optional.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -117,38 +121,6 @@ pub struct DataConfig {
 impl Default for DataConfig {
     fn default() -> Self {
         Self { source: "bundled".to_owned(), validation: None, validation_fraction: 0.1 }
-    }
-}
-
-/// Workers and deadlines. None of this changes the mathematics.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ClusterConfig {
-    /// A run waits while it has fewer workers.
-    pub min_workers: u32,
-    /// The first round waits for so many workers, so that those that are expected start together.
-    pub start_workers: u32,
-    /// How often a worker gives a sign of life, in milliseconds.
-    pub heartbeat_interval_ms: u64,
-    /// A worker that was silent for so long is evicted, in milliseconds.
-    pub lease_timeout_ms: u64,
-    /// Whether workers on the coordinator's host exchange tensors through shared memory where that is possible.
-    pub shared_memory: bool,
-    /// A worker that gives signs of life, but has work and delivers nothing for so long, is evicted, in milliseconds; or
-    /// for twenty times as long as rounds take, if that is longer.
-    pub work_timeout_ms: u64,
-}
-
-impl Default for ClusterConfig {
-    fn default() -> Self {
-        Self {
-            min_workers: 1,
-            start_workers: 1,
-            heartbeat_interval_ms: 500,
-            shared_memory: true,
-            lease_timeout_ms: 2500,
-            work_timeout_ms: 60_000,
-        }
     }
 }
 
@@ -293,26 +265,8 @@ impl RunConfig {
             return refuse(format!("optimizer: {problem}"));
         }
         let cluster = &self.cluster;
-        if cluster.min_workers == 0 || cluster.min_workers > self.shards {
-            return refuse(format!(
-                "min_workers is {}; it must be from 1 to the number of shards, {}",
-                cluster.min_workers, self.shards
-            ));
-        }
-        if cluster.start_workers == 0 {
-            return refuse("start_workers is 0; it must be at least 1".to_owned());
-        }
-        if cluster.heartbeat_interval_ms == 0 || cluster.lease_timeout_ms < 2 * cluster.heartbeat_interval_ms {
-            return refuse(format!(
-                "lease_timeout_ms is {}, heartbeat_interval_ms is {}; the lease must last at least two heartbeats, each at least 1 ms",
-                cluster.lease_timeout_ms, cluster.heartbeat_interval_ms
-            ));
-        }
-        if cluster.work_timeout_ms < cluster.lease_timeout_ms {
-            return refuse(format!(
-                "work_timeout_ms is {}, lease_timeout_ms is {}; work may take at least as long as silence",
-                cluster.work_timeout_ms, cluster.lease_timeout_ms
-            ));
+        if let Some(problem) = cluster.problem(self.shards) {
+            return refuse(problem);
         }
         positive("checkpoint.keep", self.checkpoint.keep)?;
         let max_rounds = match self.max_rounds {

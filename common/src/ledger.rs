@@ -123,6 +123,16 @@ impl Chain {
         (Self { last: Digest::of(text.as_bytes()) }, text)
     }
 
+    /// A chain that goes on after a line with this digest.
+    pub fn resume(last: Digest) -> Self {
+        Self { last }
+    }
+
+    /// Digest of the last line.
+    pub fn last(&self) -> Digest {
+        self.last
+    }
+
     /// The line of the next record.
     pub fn line(&mut self, record: &Record) -> String {
         let text = to_json(record);
@@ -209,6 +219,26 @@ fn parse_header(line: &str) -> Result<(Header, Schedule), String> {
         return Err(format!("{} samples; a run has at most {MAX_SAMPLES}", header.samples));
     }
     Ok((header, schedule))
+}
+
+/// The chain digest at the end of `line`, which is the ledger's first or a later one.
+///
+/// # Errors
+/// When it is no line of a ledger.
+pub fn chain_after(line: &str, first: bool) -> Result<Digest, String> {
+    if first {
+        return parse_header(line).map(|_| Digest::of(line.as_bytes()));
+    }
+    let line: Line<&RawValue> = serde_json::from_str(line).map_err(|error| error.to_string())?;
+    Ok(line.chain)
+}
+
+/// Reads the header, the ledger's first line.
+///
+/// # Errors
+/// When it is none that this program knows.
+pub fn read_header(line: &str) -> Result<Header, String> {
+    parse_header(line).map(|(header, _)| header)
 }
 
 /// Reads one record's line and checks its chain digest.

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::data::{DataError, Dataset};
+use crate::data::{DataError, Dataset, Elements};
+use crate::hash::{Digest, DigestBuilder};
 use crate::protocol::{Job, Samples, ShardRef, Split};
 use crate::shard::{Schedule, even_part};
 
@@ -20,6 +21,24 @@ impl PlacedData {
     /// Places a data set by a run's schedule.
     pub fn new(training: Arc<Dataset>, validation: Option<Arc<Dataset>>, schedule: Schedule) -> Self {
         Self { training, validation, schedule, assignment: schedule.assignment() }
+    }
+
+    /// Digest of all samples: number, shape, type and every element, of training and validation.
+    pub fn digest(&self) -> Digest {
+        let mut digest = DigestBuilder::default();
+        digest.number(u64::from(self.validation.is_some()));
+        for data in [Some(&self.training), self.validation.as_ref()].into_iter().flatten() {
+            digest.number(data.len() as u64);
+            let shape = data.sample_shape().axes();
+            digest.number(shape.len() as u64);
+            shape.iter().for_each(|&size| digest.number(size as u64));
+            digest.number(data.dtype().size_bytes() as u64);
+            match data.elements() {
+                Elements::U8(elements) => digest.bytes(elements),
+                Elements::F32(elements) => digest.floats(elements),
+            }
+        }
+        digest.finish()
     }
 
     /// The samples of a shard as indices into their part of the data; none for a shard that does not exist.

@@ -203,6 +203,8 @@ pub struct RunStatus {
     pub train_loss: Option<f64>,
     /// Validation loss after the last whole epoch.
     pub validation_loss: Option<f64>,
+    /// What is wrong at present and tried again, such as a file that cannot be written. Empty if nothing is.
+    pub problems: Vec<String>,
     /// Version of the software.
     pub version: String,
 }

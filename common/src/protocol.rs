@@ -32,7 +32,7 @@ pub fn chunks(floats: usize) -> impl DoubleEndedIterator<Item = (u32, std::ops::
 pub struct MemberId {
     /// Number of the worker within the run, from 1.
     pub worker: u32,
-    /// Counts the worker's joins, from 1.
+    /// Counts the worker's joins, from 1; from 1001 after the coordinator's first restart, and so on.
     pub incarnation: u32,
 }
 

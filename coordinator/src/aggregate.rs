@@ -23,6 +23,8 @@ use rayon::prelude::*;
 use tokio::sync::mpsc;
 use tracing::debug;
 
+use crate::checkpoint::{Draft, Snapshots};
+
 /// How many parts' memory is kept for each chunk: as many as wait for their siblings when four workers send two nodes each.
 const MAX_SPARE: usize = 8;
 
@@ -41,6 +43,8 @@ pub enum ToAggregator {
     },
     /// The member's node was checked; its parts are welcome.
     Expect(MemberId, NodeId),
+    /// Take a snapshot for a checkpoint, before the next `Begin`.
+    Checkpoint(Box<Draft>),
     /// A part of a node's gradient.
     Chunk(MemberId, NodeChunk),
     /// A node's whole gradient, from a worker that shares the memory that it lies in.
@@ -115,6 +119,17 @@ impl Piece {
     }
 }
 
+/// What an aggregator starts from.
+#[derive(Debug)]
+pub struct Start {
+    /// The parameters.
+    pub parameters: Arc<FloatBuffer>,
+    /// The optimizer's moments.
+    pub moments: Moments,
+    /// Rounds that made them.
+    pub version: u64,
+}
+
 /// One round's state.
 #[derive(Debug)]
 struct Round {
@@ -148,20 +163,25 @@ pub struct Aggregator {
     /// Threads to add and update with, this one among them; there are none where they cannot be had.
     pool: Option<rayon::ThreadPool>,
     round: Option<Round>,
+    /// Rounds that made the parameters, and the moments unless the next round has begun to change those.
+    version: u64,
+    snapshots: Snapshots,
     report: mpsc::UnboundedSender<FromAggregator>,
 }
 
 impl Aggregator {
-    /// An aggregator that starts from `parameters`, and puts later versions into slots of `region` if there are free ones.
+    /// An aggregator that goes on from `start`, and puts later versions into slots of `region` if there are free ones.
     /// Reports are at most as many as chunks and nodes, so that their channel needs no bound of its own.
     pub fn new(
         tree: Tree,
         adam: Adam,
         isa: Isa,
-        parameters: Arc<FloatBuffer>,
+        start: Start,
+        snapshots: Snapshots,
         region: Option<Arc<Region>>,
         report: mpsc::UnboundedSender<FromAggregator>,
     ) -> Self {
+        let Start { parameters, moments, version } = start;
         let len = parameters.len();
         Self {
             tree,
@@ -169,12 +189,14 @@ impl Aggregator {
             isa,
             next: None,
             retired: Vec::new(),
-            moments: Moments::zero(len),
+            moments,
             chunks: (0..len.div_ceil(CHUNK_FLOATS)).map(|_| Chunk::default()).collect(),
             pool: None,
             parameters,
             round: None,
             region,
+            version,
+            snapshots,
             report,
         }
     }
@@ -205,6 +227,7 @@ impl Aggregator {
                     round.awaited.insert((member, node), vec![false; chunks]);
                 }
             }
+            ToAggregator::Checkpoint(draft) => self.checkpoint(*draft),
             ToAggregator::Chunk(member, part) => self.chunk(member, part)?,
             ToAggregator::Whole { member, round, node, gradient } => self.whole(member, round, node, gradient)?,
         }
@@ -323,6 +346,7 @@ impl Aggregator {
         let sum_of_squares: f64 = self.chunks.iter().fold(0.0, |sum, chunk| sum + chunk.sum_of_squares);
         let made = Arc::new(next);
         let old = std::mem::replace(&mut self.parameters, made);
+        self.version = number + 1;
         self.retired.push(old);
         self.send(FromAggregator::Reduced {
             round: number,
@@ -331,6 +355,17 @@ impl Aggregator {
             parameters: self.parameters.clone(),
             took,
         })
+    }
+
+    /// Hands a snapshot to the writer, if the moments are still those of the version that is wanted.
+    fn checkpoint(&mut self, draft: Draft) {
+        let rounds = draft.state.standing.rounds;
+        let changing = self.round.as_ref().is_some_and(|round| round.number == self.version && round.updated > 0);
+        if rounds == self.version && !changing {
+            self.snapshots.take(draft, &self.parameters, &self.moments);
+        } else {
+            self.snapshots.missed(rounds);
+        }
     }
 
     /// Memory of a version that nobody reads any more, or new memory.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use lockstep_common::checkpoint::{Shown, Standing, State};
 use lockstep_common::config::RunSpec;
 use lockstep_common::ledger::Record;
 use lockstep_common::placement::PlacedData;
@@ -12,14 +13,16 @@ use lockstep_common::protocol::{Assignment, FromWorker, LeafTask, MemberId, Refu
 use lockstep_common::shared_memory::FloatBuffer;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
-use tracing::{debug, info};
+use tracing::{debug, error, info, warn};
 
 use crate::aggregate::{FromAggregator, ToAggregator};
+use crate::checkpoint::{CheckpointWriter, Draft};
 use crate::expected::ExpectedSamples;
 use crate::journal::Journal;
 use crate::link::{Inbound, Link};
 use crate::monitor::Hub;
-use crate::round::{ConnectionId, Effect, Event, Machine, Outcome, ToMember};
+use crate::round::{ConnectionId, Effect, Event, Machine, Occasion, Outcome, ToMember};
+use crate::trouble::Trouble;
 
 /// How often leases and late leaves are looked at: a small part of the time that a leaf may be late.
 const TICK: Duration = Duration::from_millis(10);
@@ -42,8 +45,10 @@ pub struct RunResult {
     pub workers_seen: u32,
     /// Members lost without having drained.
     pub workers_lost: u32,
-    /// From the first round's start to the last one's commit.
+    /// From the first round's start to the last one's commit, without the time between a stop and a restart.
     pub training_time: Duration,
+    /// Rounds after which the newest checkpoint was taken, if there is one.
+    pub checkpoint: Option<u64>,
 }
 
 /// What the driver works with.
@@ -65,6 +70,12 @@ pub(crate) struct Driver {
     pub(crate) connections: u64,
     pub(crate) first_round: Option<Instant>,
     pub(crate) last_commit: Option<Instant>,
+    /// Time spent training before the coordinator was started again.
+    pub(crate) trained_before: Duration,
+    pub(crate) checkpoints: CheckpointWriter,
+    /// What is the same in every checkpoint.
+    pub(crate) state: State,
+    pub(crate) troubles: std::sync::mpsc::Receiver<Trouble>,
     pub(crate) outcome: Option<Outcome>,
 }
 
@@ -85,10 +96,14 @@ impl Driver {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut shutdown = std::pin::pin!(shutdown);
         let mut ticks = 0;
+        let mut told_to_stop = false;
         loop {
             tokio::select! {
                 biased;
-                reason = &mut shutdown => self.step(Event::Stop(reason)).await,
+                reason = &mut shutdown, if !told_to_stop => {
+                    told_to_stop = true;
+                    self.step(Event::Stop(reason)).await;
+                }
                 // Before the messages: however many there are, leases expire in time.
                 _ = tick.tick() => {
                     self.step(Event::Tick).await;
@@ -96,9 +111,7 @@ impl Driver {
                     if ticks == 0 {
                         self.show_workers();
                     }
-                    for message in self.journal.problems() {
-                        self.publish(Progressed::Notice { message });
-                    }
+                    self.show_troubles().await;
                 }
                 Some(report) = reports.recv() => self.aggregated(report).await,
                 Some(message) = inbound.recv() => self.received(message).await,
@@ -196,6 +209,7 @@ impl Driver {
             }
             Effect::Expect(member, node) => self.aggregate(ToAggregator::Expect(member, node)).await,
             Effect::Record(record) => self.commit(&record),
+            Effect::Checkpoint(standing, occasion) => self.checkpoint(*standing, occasion).await,
             Effect::Publish(event) => self.publish(event),
             Effect::Finish(outcome) => self.outcome = Some(outcome),
         }
@@ -207,6 +221,32 @@ impl Driver {
         }
         self.last_commit = Some(Instant::now());
         self.journal.record(record);
+    }
+
+    /// Has a checkpoint written of what the machine, the monitor, the ledger and the aggregator have at this moment. The
+    /// aggregator takes its snapshot before it hears of another round.
+    async fn checkpoint(&mut self, standing: Standing, occasion: Occasion) {
+        let RunStatus { loss, train_loss, validation_loss, .. } = self.hub.status();
+        let shown = Shown { loss, train_loss, validation_loss, training_time: self.training_time() };
+        let state = State { standing, shown, ..self.state.clone() };
+        let draft = Draft { state, position: self.journal.position(), must: occasion == Occasion::End };
+        self.aggregate(ToAggregator::Checkpoint(Box::new(draft))).await;
+    }
+
+    async fn show_troubles(&mut self) {
+        while let Ok(trouble) = self.troubles.try_recv() {
+            match trouble {
+                Trouble::Began { about, message } => {
+                    self.hub.trouble(about, Some(&message));
+                    self.publish(Progressed::Notice { message });
+                }
+                Trouble::Over { about, message } => {
+                    self.hub.trouble(about, None);
+                    self.publish(Progressed::Notice { message });
+                }
+                Trouble::Fatal { message } => self.step(Event::Stop(message)).await,
+            }
+        }
     }
 
     fn admit(&mut self, connection: ConnectionId, member: MemberId) {
@@ -266,7 +306,7 @@ impl Driver {
             Progressed::Joined { member, name } => info!("{member} joined: {name}"),
             Progressed::Left { member, reason } => info!("{member} left: {reason}"),
             Progressed::State { state: RunState::Waiting { reason } } => info!("waiting: {reason}"),
-            Progressed::Notice { message } => info!("{message}"),
+            Progressed::Notice { message } => warn!("{message}"),
             _ => {}
         }
         let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64);
@@ -296,11 +336,18 @@ impl Driver {
 
     fn finish(self, outcome: Outcome) -> RunResult {
         let (workers_seen, workers_lost) = self.machine.workers_seen_and_lost();
-        let training_time = match (self.first_round, self.last_commit) {
-            (Some(first), Some(last)) => last.saturating_duration_since(first),
-            _ => Duration::ZERO,
-        };
+        let training_time = self.training_time();
+        // The writer ends when the aggregator does, and needs the journal until then.
+        drop(self.aggregator);
+        let checkpoint = self.checkpoints.finish();
         self.journal.close();
+        // Nobody is shown the rest any more; it must not be lost.
+        for trouble in self.troubles.try_iter() {
+            match trouble {
+                Trouble::Began { message, .. } | Trouble::Fatal { message } => error!("{message}"),
+                Trouble::Over { message, .. } => info!("{message}"),
+            }
+        }
         RunResult {
             outcome,
             parameters: self.parameters,
@@ -309,6 +356,15 @@ impl Driver {
             workers_seen,
             workers_lost,
             training_time,
+            checkpoint,
         }
+    }
+
+    fn training_time(&self) -> Duration {
+        let here = match (self.first_round, self.last_commit) {
+            (Some(first), Some(last)) => last.saturating_duration_since(first),
+            _ => Duration::ZERO,
+        };
+        self.trained_before + here
     }
 }

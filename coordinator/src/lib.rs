@@ -4,15 +4,19 @@
 //! the arithmetic. Workers are reached through [`link`]s, which are channels inside a process or gRPC ([`grpc`]).
 
 pub mod aggregate;
+pub mod checkpoint;
 pub mod driver;
 pub mod expected;
 pub mod grpc;
 pub mod journal;
 pub mod link;
+mod log_file;
 pub mod monitor;
 pub mod outputs;
+pub mod resume;
 pub mod round;
 mod run;
+mod trouble;
 
 pub use driver::RunResult;
-pub use run::{Coordinator, CoordinatorConfig, StartError};
+pub use run::{Coordinator, CoordinatorConfig, Origin, StartError};

@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use lockstep_common::checkpoint::{Shown, Standing};
 use lockstep_common::config::RunSpec;
 use lockstep_common::progress::{Event, RunState, RunStatus, TimedEvent, WorkerStatus};
 use tokio::sync::watch;
@@ -32,6 +33,8 @@ struct State {
     events: VecDeque<Arc<TimedEvent>>,
     /// Samples and seconds of the last rounds.
     recent: VecDeque<(u32, f64)>,
+    /// What is wrong at present: about what, and the message.
+    troubles: Vec<(String, String)>,
 }
 
 impl Hub {
@@ -54,9 +57,17 @@ impl Hub {
             loss: None,
             train_loss: None,
             validation_loss: None,
+            problems: Vec::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let state = State { status, workers: Vec::new(), first: 0, events: VecDeque::new(), recent: VecDeque::new() };
+        let state = State {
+            status,
+            workers: Vec::new(),
+            first: 0,
+            events: VecDeque::new(),
+            recent: VecDeque::new(),
+            troubles: Vec::new(),
+        };
         Self { state: Mutex::new(state), published: watch::Sender::new(0), event_log }
     }
 
@@ -107,6 +118,27 @@ impl Hub {
         let count = state.first + state.events.len() as u64;
         drop(state);
         self.published.send_replace(count);
+    }
+
+    /// Shows the state of a run that goes on: `standing` rounds are done, and the event log holds `events` events.
+    pub fn resume(&self, standing: &Standing, shown: &Shown, events: u64) {
+        let mut state = self.lock();
+        state.first = events;
+        state.status.rounds = standing.rounds;
+        state.status.samples_seen = standing.samples_seen;
+        state.status.loss = shown.loss;
+        state.status.train_loss = shown.train_loss;
+        state.status.validation_loss = shown.validation_loss;
+        drop(state);
+        self.published.send_replace(events);
+    }
+
+    /// Shows what is wrong with something at present, or that nothing is any more.
+    pub fn trouble(&self, about: &str, message: Option<&str>) {
+        let mut state = self.lock();
+        state.troubles.retain(|(known, _)| known != about);
+        state.troubles.extend(message.map(|message| (about.to_owned(), message.to_owned())));
+        state.status.problems = state.troubles.iter().map(|(_, message)| message.clone()).collect();
     }
 
     /// Replaces the list of members.

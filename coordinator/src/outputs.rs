@@ -80,6 +80,8 @@ pub enum OutputError {
 /// # Errors
 /// [`OutputError`] when a file cannot be written.
 pub fn write(directory: &Path, spec: &RunSpec, result: &RunResult) -> Result<Summary, OutputError> {
+    // If it was removed while the run went on, the results are wanted all the same.
+    std::fs::create_dir_all(directory).map_err(|cause| OutputError::Summary { path: directory.to_owned(), cause })?;
     if !matches!(result.outcome, Outcome::Failed(_)) {
         let model = TrainedModel {
             model: spec.model.clone(),

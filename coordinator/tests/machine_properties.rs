@@ -1,13 +1,15 @@
 //! Scenario: any number of workers join, work, stall, die, drain and come back, in any order, and their messages are
-//! lost with them, repeated, or come from rounds that are over.
+//! lost with them, repeated, or come from rounds that are over. The coordinator is killed as well, at any moment, and
+//! goes on from its last checkpoint.
 //!
 //! Property: the machine never fails, every leaf of every round is credited to a member that was asked for it, each
-//! round is committed exactly once and in order, the losses and the ledger do not depend on the schedule, and the run
+//! round is committed exactly once and in order, no two members ever have the same number, the losses and the ledger do not depend on the schedule, and the run
 //! ends once there are workers to end it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use lockstep_common::checkpoint::Standing;
 use lockstep_common::config::{DataFacts, RunConfig, RunSpec};
 use lockstep_common::data::Dtype;
 use lockstep_common::hash::Digest;
@@ -26,6 +28,7 @@ use proptest::prelude::*;
 fn spec(samples: u32, validation_samples: u32, batch_size: u32, shards: u32, min_workers: u32) -> RunSpec {
     let mut config = RunConfig { name: Some("test".into()), epochs: 2, batch_size, shards, ..RunConfig::default() };
     config.cluster.min_workers = min_workers;
+    config.checkpoint.every_rounds = 2;
     let data = DataFacts {
         name: "test".into(),
         sample_shape: Shape::new([28, 28]),
@@ -78,6 +81,10 @@ struct World {
     epochs: Vec<(f64, Option<f64>)>,
     outcome: Option<Outcome>,
     old: Vec<Event>,
+    /// The last checkpoint, and how many epochs were closed when it was taken.
+    checkpoint: (Standing, usize),
+    restarts: u32,
+    admitted: BTreeSet<MemberId>,
 }
 
 /// The loss of a leaf, which depends on nothing but the leaf.
@@ -106,7 +113,27 @@ impl World {
             epochs: Vec::new(),
             outcome: None,
             old: Vec::new(),
+            checkpoint: (Standing::default(), 0),
+            restarts: 0,
+            admitted: BTreeSet::new(),
         }
+    }
+
+    /// The coordinator is killed and started again: everything after its last checkpoint is forgotten, and so are all
+    /// connections.
+    fn restart(&mut self) {
+        self.restarts += 1;
+        let config = MachineConfig { spec: self.spec.clone(), version: "1".into(), fingerprint: Digest(1) };
+        let (standing, epochs) = &self.checkpoint;
+        self.machine = Machine::resume(config, standing, self.restarts);
+        assert_eq!(self.machine.standing(), *standing);
+        self.records.truncate(standing.rounds as usize);
+        self.epochs.truncate(*epochs);
+        self.workers.clear();
+        self.joining.clear();
+        (self.sums, self.reduced) = (None, None);
+        self.orphans.clear();
+        self.now = Duration::ZERO;
     }
 
     fn step(&mut self, event: Event) {
@@ -121,7 +148,12 @@ impl World {
         match effect {
             Effect::Admit(connection, member) => {
                 self.joining.remove(&connection).expect("a join is answered once");
+                assert!(self.admitted.insert(member), "{member} was admitted before");
                 self.workers.insert(member, Worker::default());
+            }
+            Effect::Checkpoint(standing, _) => {
+                assert_eq!(standing.rounds, self.records.len() as u64, "a checkpoint is taken at an edge");
+                self.checkpoint = (*standing, self.epochs.len());
             }
             Effect::Refuse(connection, refusal) => {
                 self.joining.remove(&connection).expect("a join is answered once");
@@ -245,7 +277,8 @@ impl World {
                 }
             }
             81..83 => self.now += self.spec.lease_timeout / 2,
-            83..95 => {
+            83..84 => self.restart(),
+            84..95 => {
                 // A message from the past comes again.
                 let at = self.random.below(self.old.len().max(1) as u32) as usize;
                 match self.old.get(at).cloned() {
@@ -357,7 +390,47 @@ proptest! {
         }
         prop_assert_eq!(world.epochs.len(), 2);
         prop_assert!(world.epochs.iter().all(|(_, loss)| loss.is_some() == (validation > 0)));
+        prop_assert_eq!(world.checkpoint.0.rounds, spec.total_rounds(), "the last checkpoint is of the end");
     }
+}
+
+/// Lets one worker work until `rounds` rounds are done.
+fn calm_world(rounds: u64) -> World {
+    let mut world = World::new(spec(64, 0, 16, 4, 1), 1);
+    world.join();
+    while world.machine.rounds() < rounds {
+        world.advance(true);
+    }
+    world
+}
+
+#[test]
+fn a_run_that_is_told_to_stop_completes_its_round_and_writes_a_checkpoint() {
+    let mut world = calm_world(1);
+    world.step(Event::Stop("enough".into()));
+    assert_eq!(world.outcome, None, "round 1 is under way");
+    while world.outcome.is_none() {
+        world.advance(true);
+    }
+    assert_eq!(world.outcome, Some(Outcome::Stopped("enough".into())));
+    assert_eq!((world.records.len(), world.checkpoint.0.rounds), (2, 2));
+}
+
+#[test]
+fn a_round_that_nobody_completes_does_not_hold_up_a_stop() {
+    let mut world = calm_world(1);
+    world.step(Event::Stop("enough".into()));
+    world.now += Duration::from_secs(6);
+    world.step(Event::Tick);
+    assert_eq!(world.outcome, Some(Outcome::Stopped("enough".into())));
+    assert_eq!(world.checkpoint.0.rounds, 1);
+
+    let mut world = calm_world(1);
+    let member = world.pick().unwrap();
+    world.step(Event::Stop("enough".into()));
+    world.step(Event::Lost(member, "gone".into()));
+    world.step(Event::Tick);
+    assert_eq!(world.outcome, Some(Outcome::Stopped("enough".into())), "there is nobody to wait for");
 }
 
 #[test]

@@ -130,6 +130,12 @@ impl Running {
         signal("STOP", &self.child.id().to_string());
     }
 
+    /// Sends SIGKILL to it and to every process that it has started, and waits until it is gone.
+    pub(crate) fn kill_all(mut self) {
+        signal("KILL", &format!("-{}", self.child.id()));
+        self.child.wait().expect("the process can be waited for");
+    }
+
     /// Sends SIGKILL and waits until it is gone.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("the process can be killed");

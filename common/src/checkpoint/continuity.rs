@@ -28,7 +28,9 @@ pub fn changed(began: &RunConfig, now: &RunConfig) -> Result<Option<Changed>, Co
         keys.iter().find(|(known, _)| known == key).map_or("absent".to_owned(), |(_, value)| value.clone())
     };
     let changed = began.iter().chain(&now).map(|(key, _)| key).find(|key| {
-        let may = MAY_CHANGE.iter().any(|may| key.strip_prefix(may).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')));
+        let may = MAY_CHANGE
+            .iter()
+            .any(|may| key.strip_prefix(may).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')));
         !may && value(&began, key) != value(&now, key)
     });
     Ok(changed.map(|key| Changed { key: key.clone(), was: value(&began, key), is: value(&now, key) }))

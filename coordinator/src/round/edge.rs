@@ -6,9 +6,9 @@ use lockstep_common::progress::{EpochReport, Event as Progressed, RunState};
 use lockstep_common::protocol::{KeepList, MemberId, ShardRef, Split, Work};
 
 use super::assign::Ownership;
-use super::event::{Effect, Outcome, ToMember};
+use super::event::{Effect, Occasion, Outcome, ToMember};
 use super::hedge::in_words;
-use super::machine::{EpochLoss, Machine, State};
+use super::machine::{EpochLoss, Machine, State, Stopping};
 use super::membership::MemberState;
 use super::work::Progress;
 
@@ -111,11 +111,22 @@ impl Machine {
         (!over).then_some(Work::Gradient { round: self.rounds })
     }
 
+    /// Ends a run that goes on where nothing is left to do: nobody needs to join for that.
+    pub(super) fn end_if_done(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        if matches!(self.state, State::Waiting) && self.next_work().is_none() {
+            self.finish(now, Outcome::Completed, effects);
+        }
+    }
+
     /// At an edge: calls up joiners, divides the shards, begins the next work; or says what is missing.
     pub(super) fn begin_next(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         let Some(work) = self.next_work() else {
-            return self.finish(Outcome::Completed, effects);
+            return self.finish(now, Outcome::Completed, effects);
         };
+        if let Some(Stopping { reason, .. }) = self.stopping.take() {
+            return self.finish(now, Outcome::Stopped(reason), effects);
+        }
+        self.checkpoint_if_due(now, effects);
         self.release_drained(effects);
         let spec = &self.config.spec;
         let needed = if self.rounds == 0 { spec.start_workers } else { spec.min_workers };
@@ -178,20 +189,27 @@ impl Machine {
     }
 
     pub(super) fn close_epoch(&mut self, validation_loss: Option<f64>, effects: &mut Vec<Effect>) {
-        let EpochLoss { sum, samples } = std::mem::take(&mut self.epoch_loss);
+        let spec = &self.config.spec;
+        let whole = self.rounds.is_multiple_of(u64::from(spec.schedule.rounds_per_epoch()));
+        // A run that ends within an epoch may be extended; then the epoch's sum goes on.
+        let EpochLoss { sum, samples } = if whole { std::mem::take(&mut self.epoch_loss) } else { self.epoch_loss };
         effects.push(Effect::Publish(Progressed::Epoch(EpochReport {
-            epoch: self.config.spec.schedule.step(self.rounds - 1).epoch,
+            epoch: spec.schedule.step(self.rounds - 1).epoch,
             rounds: self.rounds,
             train_loss: sum / samples as f64,
             validation_loss,
         })));
     }
 
-    pub(super) fn finish(&mut self, outcome: Outcome, effects: &mut Vec<Effect>) {
+    pub(super) fn finish(&mut self, now: Duration, outcome: Outcome, effects: &mut Vec<Effect>) {
         let reason = match &outcome {
             Outcome::Completed => format!("all {} rounds are done", self.rounds),
             Outcome::Stopped(reason) | Outcome::Failed(reason) => reason.clone(),
         };
+        // What a run has failed with is nothing to go on from.
+        if !matches!(outcome, Outcome::Failed(_)) {
+            self.checkpoint(now, Occasion::End, effects);
+        }
         for (member, _) in self.members.iter() {
             effects.push(Effect::Send(member, ToMember::Finished(reason.clone())));
         }

@@ -1,5 +1,6 @@
 //! What the machine is told, what it wants done, and what it refuses to hear.
 
+use lockstep_common::checkpoint::Standing;
 use lockstep_common::hash::Digest;
 use lockstep_common::ledger::Record;
 use lockstep_common::progress::{Aggregation, Event as Progressed};
@@ -78,10 +79,21 @@ pub enum Effect {
     Expect(MemberId, NodeId),
     /// Append a round to the ledger.
     Record(Record),
+    /// Write a checkpoint: the machine is at an edge and stands there.
+    Checkpoint(Box<Standing>, Occasion),
     /// Tell the outside world.
     Publish(Progressed),
     /// The run has ended.
     Finish(Outcome),
+}
+
+/// Why a checkpoint is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// It is time. It may be left out while the one before is still being written.
+    Due,
+    /// The run ends. It may not be left out.
+    End,
 }
 
 /// What members are told.

@@ -15,11 +15,16 @@ use lockstep_common::protocol::{JoinRequest, MemberId, NodeReport, Refusal, Work
 use lockstep_common::reduce::NodeId;
 
 use super::assign::Ownership;
+use super::checkpoint::LastCheckpoint;
 use super::event::{Effect, Event, Outcome, Rejected, ToMember};
 use super::membership::{ConnectionId, Member, MemberState, Membership};
 use super::pace::Balance;
 use super::work::{Progress, Reduced};
 use crate::expected::ExpectedSamples;
+
+/// How long a run that is told to stop goes on to complete the round under way, so that nothing of it is lost. Half of
+/// what `docker stop` waits before it kills.
+const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// What the machine must know beforehand.
 #[derive(Clone, Debug)]
@@ -56,8 +61,18 @@ pub struct Machine {
     /// The last version whose validation loss is known or not wanted.
     pub(super) evaluated: u64,
     pub(super) epoch_loss: EpochLoss,
-    samples_seen: u64,
-    workers_lost: u32,
+    pub(super) samples_seen: u64,
+    pub(super) workers_lost: u32,
+    pub(super) last_checkpoint: LastCheckpoint,
+    /// Set when the run is to end at the next edge.
+    pub(super) stopping: Option<Stopping>,
+}
+
+/// Why the run is to end, and when it ends in any case.
+#[derive(Clone, Debug)]
+pub(super) struct Stopping {
+    pub(super) reason: String,
+    deadline: Duration,
 }
 
 /// Sum over the rounds of the epoch at hand.
@@ -84,6 +99,8 @@ impl Machine {
             epoch_loss: EpochLoss::default(),
             samples_seen: 0,
             workers_lost: 0,
+            last_checkpoint: LastCheckpoint::default(),
+            stopping: None,
         }
     }
 
@@ -104,7 +121,11 @@ impl Machine {
                 effects.push(Effect::Close(member));
             }
             (State::Finished, _) => return Err(Rejected::Finished),
-            (_, Event::Stop(reason)) => self.finish(Outcome::Stopped(reason), &mut effects),
+            (State::Working(progress), Event::Stop(reason)) if matches!(progress.work, Work::Gradient { .. }) => {
+                self.stopping = Some(Stopping { reason, deadline: now + STOP_GRACE });
+                self.stop_if_vain(now, &mut effects);
+            }
+            (_, Event::Stop(reason)) => self.finish(now, Outcome::Stopped(reason), &mut effects),
             (_, Event::Join { connection, request }) => self.join(now, connection, &request, &mut effects),
             (_, Event::Heartbeat(member)) => self.member(now, member).map(|_| ())?,
             (_, Event::Cached(id, list, shard)) => {
@@ -128,6 +149,8 @@ impl Machine {
             (_, Event::Tick) => {
                 self.expire(now, &mut effects);
                 self.hedge(now, &mut effects);
+                self.stop_if_vain(now, &mut effects);
+                self.end_if_done(now, &mut effects);
             }
             (_, Event::Announced(member, report)) => self.announced(now, member, report, &mut effects)?,
             (_, Event::Arrived { member, work, node }) => self.arrived(now, member, work, node, &mut effects)?,
@@ -229,6 +252,14 @@ impl Machine {
         }
         if !expired.is_empty() {
             self.recruit(now, effects);
+        }
+    }
+
+    /// Ends a run that is told to stop, if the round under way takes too long or nobody computes it.
+    fn stop_if_vain(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        let nobody = self.members.len() == 0;
+        if let Some(Stopping { reason, .. }) = self.stopping.take_if(|stopping| nobody || now >= stopping.deadline) {
+            self.finish(now, Outcome::Stopped(reason), effects);
         }
     }
 
@@ -398,7 +429,7 @@ impl Machine {
             let reason = format!(
                 "training diverged: in round {round} the loss is {loss} and the gradient's norm {gradient_norm}; lower optimizer.learning_rate"
             );
-            return self.finish(Outcome::Failed(reason), effects);
+            return self.finish(now, Outcome::Failed(reason), effects);
         }
         let closes = step.batch + 1 == self.config.spec.schedule.rounds_per_epoch()
             || self.rounds == self.config.spec.total_rounds();

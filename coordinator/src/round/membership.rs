@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use lockstep_common::checkpoint::KnownWorker;
 use lockstep_common::protocol::{JoinRequest, MemberId, ShardRef};
 
 use super::pace::Pace;
@@ -56,23 +57,42 @@ pub struct Member {
     pub(super) called_late: Option<Duration>,
 }
 
+/// Incarnations that one start of the coordinator gives to a worker before the next start's begin: a worker that is put
+/// out pauses before it joins again, so that so many joins take half an hour without a single checkpoint.
+const INCARNATIONS_PER_START: u32 = 1000;
+
 /// All members, and the numbers given to workers so far.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Membership {
     members: BTreeMap<MemberId, Member>,
     /// Number and last incarnation of every worker process seen.
     processes: BTreeMap<u64, MemberId>,
+    /// Incarnations up to this one may have been given by a coordinator that was killed before it could write down that
+    /// it had.
+    past_incarnations: u32,
 }
 
 impl Membership {
+    /// Nobody, and the workers that an earlier start of the coordinator knew.
+    pub(super) fn resume(workers: &[KnownWorker], restarts: u32) -> Self {
+        Self {
+            members: BTreeMap::new(),
+            processes: workers.iter().map(|known| (known.process, known.member)).collect(),
+            past_incarnations: restarts.saturating_mul(INCARNATIONS_PER_START),
+        }
+    }
+
+    /// Every worker process seen.
+    pub(super) fn known(&self) -> Vec<KnownWorker> {
+        self.processes.iter().map(|(&process, &member)| KnownWorker { process, member }).collect()
+    }
+
     /// Admits a worker. Returns who it is, and the incarnation that it replaces if that is still a member.
     pub(super) fn admit(&mut self, now: Duration, request: &JoinRequest) -> (MemberId, Option<MemberId>) {
         let next_worker = self.processes.len() as u32 + 1;
         let last = self.processes.get(&request.process).copied();
-        let id = last.map_or(MemberId { worker: next_worker, incarnation: 1 }, |last| MemberId {
-            worker: last.worker,
-            incarnation: last.incarnation + 1,
-        });
+        let past = last.map_or(0, |last| last.incarnation).max(self.past_incarnations);
+        let id = MemberId { worker: last.map_or(next_worker, |last| last.worker), incarnation: past.saturating_add(1) };
         self.processes.insert(request.process, id);
         let replaced = last.filter(|last| self.members.contains_key(last));
         let member = Member {

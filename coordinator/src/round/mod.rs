@@ -4,6 +4,7 @@
 //! [driver](crate::driver) performs the effects.
 
 mod assign;
+mod checkpoint;
 mod edge;
 mod event;
 mod hedge;
@@ -13,7 +14,7 @@ mod pace;
 mod work;
 
 pub use assign::Ownership;
-pub use event::{Effect, Event, Outcome, Rejected, ToMember};
+pub use event::{Effect, Event, Occasion, Outcome, Rejected, ToMember};
 pub use machine::{Machine, MachineConfig};
 pub use membership::{ConnectionId, Member, MemberState};
 pub use pace::Pace;

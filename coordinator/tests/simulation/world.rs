@@ -321,7 +321,8 @@ impl World {
             }
             Effect::Publish(Progressed::Notice { message }) => self.notices.push(message),
             Effect::Publish(Progressed::Left { member, reason }) => self.left.push((member, reason)),
-            Effect::Publish(_) => {}
+            // Coordinators that die and come back are in `machine_properties.rs`.
+            Effect::Publish(_) | Effect::Checkpoint(..) => {}
             Effect::Finish(outcome) => self.outcome = Some(outcome),
         }
     }

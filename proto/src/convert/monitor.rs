@@ -192,6 +192,7 @@ impl From<&RunStatus> for v1::GetRunResponse {
             train_loss: status.train_loss,
             validation_loss: status.validation_loss,
             version: status.version.clone(),
+            problems: status.problems.iter().map(|problem| clip(problem.clone(), MAX_TEXT_BYTES)).collect(),
         };
         Self { run: Some(run) }
     }
@@ -220,6 +221,11 @@ impl TryFrom<v1::RunStatus> for RunStatus {
             train_loss: status.train_loss,
             validation_loss: status.validation_loss,
             version: text(status.version).at(M, "version")?,
+            problems: status
+                .problems
+                .into_iter()
+                .map(|problem| text(problem).at(M, "problems"))
+                .collect::<Result<_, _>>()?,
         })
     }
 }

@@ -340,8 +340,9 @@ pub fn run_status() -> impl Strategy<Value = RunStatus> {
         (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>(), shown()),
         any::<(u32, u32, u32, u32, u32)>(),
         any::<(Option<f64>, Option<f64>, Option<f64>)>(),
+        vec(text(), 0..3),
     )
-        .prop_map(|((run, model, version, state), longs, ints, losses)| RunStatus {
+        .prop_map(|((run, model, version, state), longs, ints, losses, problems)| RunStatus {
             run,
             model,
             parameters: longs.0,
@@ -358,6 +359,7 @@ pub fn run_status() -> impl Strategy<Value = RunStatus> {
             loss: losses.0,
             train_loss: losses.1,
             validation_loss: losses.2,
+            problems,
             version,
         })
 }
