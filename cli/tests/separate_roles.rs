@@ -88,8 +88,8 @@ fn a_worker_killed_at_any_moment_changes_no_bit() {
     place.audit("run");
 }
 
-/// Scenario: a worker freezes; its connection stays. Property: it is put out when its lease is over, the others finish,
-/// and the hash is the same.
+/// Scenario: the first worker of a run that needs two is frozen before the second one comes. Property: it is put out when
+/// its lease expires, and the run is done by the others, with the same hash.
 #[test]
 fn a_frozen_worker_is_put_out() {
     let place = Place::with_model(DENSE);
@@ -99,9 +99,29 @@ fn a_frozen_worker_is_put_out() {
     let frozen = place.worker(&url, "frozen");
     coordinator.wait_for_line("joined: frozen");
     frozen.freeze();
-    let others = ["a", "b"].map(|name| place.worker(&url, name));
     let left = coordinator.wait_for_line("w1#1 left: ");
     assert!(left.contains("silent for ") && left.contains("the lease is 1.0 s"), "{left}");
+    let others = ["a", "b"].map(|name| place.worker(&url, name));
+    coordinator.end().expect_code(0);
+    others.into_iter().for_each(|worker| drop(worker.end().expect_code(0)));
+    assert_eq!(hash(&place.summary("run")), expected);
+    let proof = place.audit("run");
+    assert!(!proof.contains("w1#1"), "{proof}");
+}
+
+/// Scenario: a worker is frozen before the first round, and its lease is long. Property: the others hedge its leaves and
+/// finish the run without it, with the same hash.
+#[test]
+fn a_frozen_worker_holds_nothing_up() {
+    let place = Place::with_model(DENSE);
+    let expected = expected_hash(&place, ROUNDS);
+    let (mut coordinator, url) = place.coordinator("run", ROUNDS, &["--min-workers", "3"]);
+    let frozen = place.worker(&url, "frozen");
+    coordinator.wait_for_line("joined: frozen");
+    frozen.freeze();
+    let others = ["a", "b"].map(|name| place.worker(&url, name));
+    let late = coordinator.wait_for_line("is late with leaves");
+    assert!(late.contains("frozen"), "{late}");
     coordinator.end().expect_code(0);
     others.into_iter().for_each(|worker| drop(worker.end().expect_code(0)));
     assert_eq!(hash(&place.summary("run")), expected);

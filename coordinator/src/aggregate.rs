@@ -284,6 +284,11 @@ impl Aggregator {
         }
         let mut next = self.next.take().unwrap_or_else(|| self.buffer_for_next());
         let updated = self.combine(node, pieces, &mut next);
+        if updated.is_empty() {
+            // Also for a node that comes when its round is made already, because it was hedged: nothing is made twice.
+            self.next = Some(next);
+            return Ok(());
+        }
         let Some(round) = &mut self.round else { return Ok(()) };
         round.updated += updated.len();
         let (done, version) = (round.updated == self.chunks.len(), number + 1);
@@ -459,5 +464,47 @@ fn add(isa: Isa, spare: &mut Vec<Vec<f32>>, left: Piece, right: Piece) -> Piece 
 fn recycle(spare: &mut Vec<Vec<f32>>, piece: Piece) {
     if let (Piece::Owned(values), true) = (piece, spare.len() < MAX_SPARE) {
         spare.push(values);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::CheckpointWriter;
+
+    /// Scenario: two members hand in the same node, as when it was hedged; one of them after the round is made. Property:
+    /// the round is made once, from the version before it, and the next one from what it made.
+    #[test]
+    fn a_node_that_comes_late_makes_nothing_twice() {
+        let directory = tempfile::tempdir().unwrap();
+        let (troubles, _) = std::sync::mpsc::channel();
+        let (writer, snapshots) = CheckpointWriter::start(directory.path(), 1, None, troubles).unwrap();
+        let parameters: Arc<FloatBuffer> = Arc::new(vec![1.0, 2.0].into());
+        let start = Start { parameters, moments: Moments::zero(2), version: 0 };
+        let (report, mut reports) = mpsc::unbounded_channel();
+        let tree = Tree::over(2).unwrap();
+        let mut aggregator = Aggregator::new(tree, Adam::default(), Isa::SCALAR, start, snapshots, None, report);
+        let member = |worker| MemberId { worker, incarnation: 1 };
+        let mut tell = |message| assert!(aggregator.handle(message).is_ok());
+        let mut made = Vec::new();
+        for round in 0..2 {
+            tell(ToAggregator::Begin { round, samples: 4, chunks: false });
+            let nodes = [(1, 0), (2, 1), (3, 1)].map(|(worker, leaf)| (member(worker), NodeId::leaf(leaf)));
+            nodes.iter().for_each(|&(member, node)| tell(ToAggregator::Expect(member, node)));
+            for (member, node) in nodes {
+                let gradient = Arc::new(vec![3.0, node.index as f32].into());
+                tell(ToAggregator::Whole { member, round, node, gradient });
+            }
+            let reports = std::iter::from_fn(|| reports.try_recv().ok());
+            let reduced = reports.filter_map(|report| match report {
+                FromAggregator::Reduced { round, parameters, .. } => Some((round, parameters)),
+                _ => None,
+            });
+            made.extend(reduced);
+        }
+        let [(0, first), (1, second)] = &made[..] else { panic!("{made:?}") };
+        assert!(first[0] < 1.0 && second[0] < first[0] && second[1] < first[1], "{made:?}");
+        drop(aggregator);
+        writer.finish();
     }
 }
