@@ -5,7 +5,7 @@ use lockstep_common::kernel::Isa;
 use lockstep_common::kernel::contraction::{
     After, ChannelCounts, Direction, Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands, SLACK,
 };
-use lockstep_common::kernel::elementwise::{self, AdamSlices, AdamStep};
+use lockstep_common::kernel::elementwise::{self, AdamSlices, AdamStep, SquareSum};
 use lockstep_common::kernel::pooling::{self, Windows};
 use lockstep_common::kernel::transpose::{MatrixShape, transpose};
 use lockstep_common::model::{Activation, Pair};
@@ -467,7 +467,20 @@ fn sums_are_the_same_everywhere() {
             elementwise::add(isa, &mut left, &values(1));
             bits(&left)
         });
-        check_same(&format!("sum of {len} squares"), |isa| bits_of_sum(elementwise::sum_of_squares(isa, &values(0))));
+        // At once and in blocks.
+        for block in [16, 48, 160] {
+            check_same(&format!("sum of {len} squares"), |isa| {
+                let (mut whole, mut squares) = (SquareSum::default(), SquareSum::default());
+                whole.add(isa, &values(0));
+                values(0).chunks(block).for_each(|block| squares.add(isa, block));
+                assert_eq!(
+                    bits_of_sum(squares.total()),
+                    bits_of_sum(whole.total()),
+                    "{len} squares in blocks of {block}"
+                );
+                bits_of_sum(whole.total())
+            });
+        }
         check_same(&format!("sum of {len} in one channel"), |isa| {
             let mut sum = [0.1];
             elementwise::add_rows(isa, &values(0), 1, &mut sum);

@@ -140,9 +140,9 @@ impl Case {
 
             let mut sum = |leaves: &[usize], before: &[f32], accumulate| {
                 guarded(&place, before, |gradient| {
-                    let mut transposed = vec![CANARY; plan.transposed_len()];
-                    let (input, delta, transposed) = (&input[..], &delta[..], &mut transposed[..]);
-                    let operands = DenseWeightGradient { input, delta, gradient, accumulate, transposed };
+                    let mut grouped = vec![CANARY; plan.grouped_len()];
+                    let (input, delta, grouped) = (&input[..], &delta[..], &mut grouped[..]);
+                    let operands = DenseWeightGradient { input, delta, gradient, accumulate, grouped };
                     plan.weight_gradient(leaves, operands, &mut crew);
                 })
             };
@@ -195,13 +195,13 @@ fn work_that_threads_share() {
 #[should_panic(expected = "3 leaves")]
 fn leaves_that_are_no_subtree() {
     let plan = Dense::new(Isa::SCALAR, DenseShape { pixels: 1, inputs: 2, outputs: 2 }, 3);
-    let mut transposed = vec![0.0; plan.transposed_len()];
+    let mut grouped = vec![0.0; plan.grouped_len()];
     let operands = DenseWeightGradient {
         input: &[0.0; 6],
         delta: &[0.0; 6],
         gradient: &mut [0.0; 6],
         accumulate: false,
-        transposed: &mut transposed,
+        grouped: &mut grouped,
     };
     plan.weight_gradient(&[1, 1, 1], operands, &mut Crew::new(1, plan.crew_scratch_len()));
 }

@@ -4,6 +4,7 @@
 //! definition (element `i` belongs to lane `i % 16`), so that they vectorise without depending on the vector width.
 
 use super::contraction::After;
+use super::isa::Isa;
 use super::math;
 use super::per_isa::per_isa;
 use crate::model::Activation;
@@ -185,15 +186,13 @@ per_isa! {
         }
     }
 
-    /// The sum of squares, in 16 lanes of `f64` that are then added in order.
-    pub fn sum_of_squares(values: &[f32]) -> f64 {
-        let mut lanes = [0.0f64; LANES];
+    /// Adds squares to 16 lanes of `f64`, from lane 0 on.
+    pub fn add_squares(values: &[f32], lanes: &mut [f64; LANES]) {
         for chunk in values.chunks(LANES) {
             for (lane, &value) in lanes.iter_mut().zip(chunk) {
                 *lane += f64::from(value) * f64::from(value);
             }
         }
-        lanes.iter().fold(0.0, |sum, lane| sum + lane)
     }
 
     /// One step of Adam for a stretch of parameters; see [`crate::optim::adam`] for the formula.
@@ -214,6 +213,7 @@ per_isa! {
         // Lengths that the compiler knows become a few vector moves instead of a call for each row.
         match (count, width) {
             (64, 64) => copy_whole_rows::<64>(from, columns, start, to),
+            (48, 48) => copy_whole_rows::<48>(from, columns, start, to),
             (32, 32) => copy_whole_rows::<32>(from, columns, start, to),
             (16, 16) => copy_whole_rows::<16>(from, columns, start, to),
             (8, 8) => copy_whole_rows::<8>(from, columns, start, to),
@@ -245,6 +245,22 @@ per_isa! {
                 };
             }
         }
+    }
+}
+
+/// A sum of squares in the making: 16 lanes of `f64`, which are added in order in the end.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SquareSum([f64; LANES]);
+
+impl SquareSum {
+    /// Adds the squares of the next values, in multiples of 16 until the last ones.
+    pub fn add(&mut self, isa: Isa, values: &[f32]) {
+        add_squares(isa, values, &mut self.0);
+    }
+
+    /// The sum.
+    pub fn total(&self) -> f64 {
+        self.0.iter().fold(0.0, |sum, lane| sum + lane)
     }
 }
 

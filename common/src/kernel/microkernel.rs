@@ -281,13 +281,13 @@ unsafe fn sum_segments<S: Simd, const R: usize, const V: usize>(
     unsafe {
         let mut a = block.a;
         let mut b = block.b;
-        for (k, &repeats) in block.segments.iter().enumerate() {
-            let mut acc = [[S::splat(0.0); V]; R];
-            for i in 0..R {
-                for v in 0..V {
-                    acc[i][v] = S::load(starts.add((i * V + v) * S::LANES));
-                }
+        let mut acc = [[S::splat(0.0); V]; R];
+        for i in 0..R {
+            for v in 0..V {
+                acc[i][v] = S::load(starts.add((i * V + v) * S::LANES));
             }
+        }
+        for (k, &repeats) in block.segments.iter().enumerate() {
             let (repeats_of_runs, depth_factor) = if one_stretch { (1, repeats) } else { (repeats, 1) };
             products::<S, R, V>(&Block { a, b, ..*block }, rows, repeats_of_runs, depth_factor, &mut acc);
             a = a.wrapping_add(repeats * block.a_repeat);
@@ -308,6 +308,8 @@ unsafe fn sum_segments<S: Simd, const R: usize, const V: usize>(
                 }
             }
             waiting += 1;
+            // Only a single segment starts from anything else.
+            acc = [[S::splat(0.0); V]; R];
         }
     }
 }

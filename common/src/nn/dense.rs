@@ -59,7 +59,7 @@ impl DenseLayer {
 
     /// Floats of scratch memory beside.
     pub(super) fn scratch_len(&self) -> usize {
-        self.plan.transposed_len()
+        self.plan.grouped_len()
     }
 
     /// `output = relu(input * kernel + bias)`, or without relu if the activation is another one.
@@ -91,7 +91,7 @@ impl DenseLayer {
         // The bias lies behind the kernel.
         let end = self.bias.as_ref().map_or(self.kernel.end, |bias| bias.end);
         let gradient = &mut gradient[self.kernel.start..end];
-        let operands = DenseWeightGradient { input, delta, gradient, accumulate, transposed: scratch };
+        let operands = DenseWeightGradient { input, delta, gradient, accumulate, grouped: scratch };
         self.plan.weight_gradient(leaves, operands, crew);
     }
 

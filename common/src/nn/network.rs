@@ -18,7 +18,7 @@ const MAX_PASS_SAMPLES: usize = 64;
 /// are 64 MiB, and twice that with their derivatives.
 const DENSE_PASS_FLOATS: usize = 1 << 24;
 /// More samples than this hide the weights' way from memory well enough.
-const MAX_DENSE_PASS_SAMPLES: usize = 1024;
+const MAX_DENSE_PASS_SAMPLES: usize = 512;
 
 /// A model as plans: what is computed, in which order, on which instruction set.
 ///
@@ -171,7 +171,8 @@ impl Network {
         self.packed_len
     }
 
-    /// Prepares a version of the parameters for the passes. `packed` has [`Network::packed_len`] floats.
+    /// Prepares a version of the parameters for the passes. `packed` has [`Network::packed_len`] floats; passes are fastest
+    /// if it is aligned ([`crate::kernel::AlignedFloats`]).
     pub fn pack(&self, parameters: &[f32], packed: &mut [f32]) {
         assert_eq!(parameters.len(), self.parameters, "parameters of the network");
         for op in &self.ops {

@@ -4,16 +4,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
+use crate::kernel::AlignedFloats;
+
 /// Scratch memory for as many threads as may share an operation.
 #[derive(Debug)]
 pub struct Crew {
-    scratch: Vec<Vec<f32>>,
+    scratch: Vec<AlignedFloats>,
 }
 
 impl Crew {
     /// A crew of `threads` threads with `floats` floats each.
     pub fn new(threads: usize, floats: usize) -> Self {
-        Self { scratch: (0..threads.max(1)).map(|_| vec![0.0; floats]).collect() }
+        Self { scratch: (0..threads.max(1)).map(|_| AlignedFloats::zeros(floats)).collect() }
     }
 
     /// Number of threads that may work at the same time.

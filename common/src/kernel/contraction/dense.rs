@@ -20,6 +20,8 @@ use crate::kernel::transpose::{MatrixShape, transpose};
 
 /// Fewer products than this are not worth another thread: about 10 us of one core.
 const MIN_SHARED_PRODUCTS: usize = 1 << 20;
+/// Fewer floats than this are not worth another thread when they are only copied.
+const MIN_SHARED_FLOATS: usize = 1 << 16;
 /// Units for each thread, so that one that is disturbed does not hold up the others for long.
 const UNITS_PER_THREAD: usize = 16;
 /// Fewer rows than this do not make up for another copy of a panel.
@@ -55,17 +57,16 @@ struct Product {
 }
 
 impl Product {
-    /// `rows` rows of `a_stride` floats by `columns` columns.
-    fn new(isa: Isa, rows: usize, a_stride: usize, columns: usize) -> Self {
-        let row = |i: usize| Row { a: index(i * a_stride), c: index(i * columns) };
+    /// `rows` rows by `columns` columns. The operand of row `i` begins at `a(i)`.
+    fn new(isa: Isa, rows: usize, columns: usize, a: impl Fn(usize) -> usize) -> Self {
+        let row = |i: usize| Row { a: index(a(i)), c: index(i * columns) };
         Self { rows: (0..rows).map(row).collect(), panels: panels(isa, columns, 0) }
     }
 }
 
-/// Floats from one row of a transposed input to the next: not a power of two, at which rows collide in the L1 cache.
-fn transposed_stride(max_rows: usize) -> usize {
-    max_rows.next_multiple_of(16) + 16
-}
+/// Input columns that are copied together for a weight gradient, so that they lie side by side for each sample: a
+/// multiple of the rows of the microkernel's largest tiles (6 and 8), in whole cache lines.
+const GROUP: usize = 48;
 
 impl Dense {
     /// A plan for up to `max_samples` samples at a time.
@@ -76,10 +77,10 @@ impl Dense {
             isa,
             shape,
             max_rows,
-            forward: Product::new(isa, max_rows, inputs, outputs),
-            input_gradient: Product::new(isa, max_rows, outputs, inputs),
+            forward: Product::new(isa, max_rows, outputs, |row| row * inputs),
+            input_gradient: Product::new(isa, max_rows, inputs, |row| row * outputs),
             // One more row for the bias: the weight of an input that is always 1.
-            weight_gradient: Product::new(isa, inputs + 1, transposed_stride(max_rows), outputs),
+            weight_gradient: Product::new(isa, inputs + 1, outputs, |i| i / GROUP * GROUP * max_rows + i % GROUP),
         }
     }
 
@@ -89,8 +90,8 @@ impl Dense {
     }
 
     /// Floats of scratch memory that a weight gradient needs beside.
-    pub fn transposed_len(&self) -> usize {
-        (self.shape.inputs + 1) * transposed_stride(self.max_rows)
+    pub fn grouped_len(&self) -> usize {
+        (self.shape.inputs + 1).next_multiple_of(GROUP) * self.max_rows
     }
 
     /// Computes `output` (samples, pixels, outputs): `after(input * weights + bias)`, inputs ascending.
@@ -106,7 +107,8 @@ impl Dense {
         let pack = |panel: &Panel, packed: &mut [f32]| {
             elementwise::copy_columns(self.isa, weights, outputs, panel.start, panel.columns, packed, panel.width);
         };
-        let sums = Sums { rows, depth: inputs, run_depth: inputs, segments: &[1], bias, accumulate: false, after };
+        let sums =
+            Sums { rows, depth: inputs, run_depth: inputs, segments: &[1], a_step: 1, bias, accumulate: false, after };
         self.multiply(&self.forward, sums, input, &pack, output, crew);
     }
 
@@ -123,8 +125,16 @@ impl Dense {
             let shape = MatrixShape { rows: panel.columns, columns: outputs, stride: outputs };
             transpose(self.isa, &weights[panel.start * outputs..], shape, packed, panel.width);
         };
-        let sums =
-            Sums { rows, depth: outputs, run_depth: outputs, segments: &[1], bias: None, accumulate: false, after };
+        let sums = Sums {
+            rows,
+            depth: outputs,
+            run_depth: outputs,
+            segments: &[1],
+            a_step: 1,
+            bias: None,
+            accumulate: false,
+            after,
+        };
         self.multiply(&self.input_gradient, sums, delta, &pack, input_gradient, crew);
     }
 
@@ -135,7 +145,7 @@ impl Dense {
     /// # Panics
     /// As for [`Dense::forward`], and when the number of leaves is wrong.
     pub fn weight_gradient(&self, leaves: &[usize], operands: DenseWeightGradient<'_>, crew: &mut Crew) {
-        let DenseWeightGradient { input, delta, gradient, accumulate, transposed } = operands;
+        let DenseWeightGradient { input, delta, gradient, accumulate, grouped } = operands;
         let DenseShape { pixels, inputs, outputs } = self.shape;
         let depth = self.rows(leaves.iter().sum());
         assert!(leaves.len().is_power_of_two() && leaves.len() <= MAX_SEGMENTS, "{} leaves", leaves.len());
@@ -143,32 +153,31 @@ impl Dense {
         assert!(input.len() >= depth * inputs && delta.len() >= depth * outputs, "operands too short");
         let with_bias = gradient.len() == (inputs + 1) * outputs;
         assert!(with_bias || gradient.len() == inputs * outputs, "gradient of the plan");
-        self.transpose_input(&input[..depth * inputs], depth, &mut transposed[..self.transposed_len()]);
+        self.group_input(&input[..depth * inputs], depth, &mut grouped[..self.grouped_len()]);
         let pack = |panel: &Panel, packed: &mut [f32]| {
             let delta = &delta[..depth * outputs];
             elementwise::copy_columns(self.isa, delta, outputs, panel.start, panel.columns, packed, panel.width);
         };
         let rows = inputs + usize::from(with_bias);
         let after = After::Keep;
-        let sums = Sums { rows, depth, run_depth: pixels, segments: leaves, bias: None, accumulate, after };
-        self.multiply(&self.weight_gradient, sums, transposed, &pack, gradient, crew);
+        let sums =
+            Sums { rows, depth, run_depth: pixels, segments: leaves, a_step: GROUP, bias: None, accumulate, after };
+        self.multiply(&self.weight_gradient, sums, grouped, &pack, gradient, crew);
     }
 
-    /// Inputs as rows, then a row of ones.
-    fn transpose_input(&self, input: &[f32], depth: usize, transposed: &mut [f32]) {
-        const BLOCK: usize = 16;
-        let (inputs, stride) = (self.shape.inputs, transposed_stride(self.max_rows));
-        let (transposed, ones) = transposed.split_at_mut(inputs * stride);
-        ones[..depth].fill(1.0);
-        let block = |(i, to): (usize, &mut [f32])| {
-            let shape = MatrixShape { rows: depth, columns: to.len() / stride, stride: inputs };
-            transpose(self.isa, &input[(i * BLOCK).min(input.len())..], shape, to, stride);
+    /// Copies groups of input columns together, and a column of ones behind the last one.
+    fn group_input(&self, input: &[f32], depth: usize, grouped: &mut [f32]) {
+        let inputs = self.shape.inputs;
+        let copy = |(i, to): (usize, &mut [f32])| {
+            let (start, to) = (i * GROUP, &mut to[..depth * GROUP]);
+            let count = GROUP.min(inputs - start);
+            elementwise::copy_columns(self.isa, input, inputs, start, count, to, GROUP);
+            if count < GROUP {
+                to.iter_mut().skip(count).step_by(GROUP).for_each(|one| *one = 1.0);
+            }
         };
-        if depth * inputs < MIN_SHARED_PRODUCTS / 16 {
-            transposed.chunks_mut(BLOCK * stride).enumerate().for_each(block);
-        } else {
-            transposed.par_chunks_mut(BLOCK * stride).with_min_len(4).enumerate().for_each(block);
-        }
+        let groups = grouped.par_chunks_mut(GROUP * self.max_rows).enumerate();
+        groups.with_min_len(MIN_SHARED_FLOATS.div_ceil(GROUP * depth.max(1))).for_each(copy);
     }
 
     fn rows(&self, samples: usize) -> usize {
@@ -188,10 +197,10 @@ impl Dense {
         output: &mut [f32],
         crew: &mut Crew,
     ) {
-        let Sums { rows, depth, run_depth, segments, bias, accumulate, after } = sums;
+        let Sums { rows, depth, run_depth, segments, a_step, bias, accumulate, after } = sums;
         let (rows, columns) = (&product.rows[..rows], product.panels.iter().map(|panel| panel.columns).sum::<usize>());
         let Some(last) = rows.last() else { return };
-        assert!(a.len() >= last.a as usize + depth, "first operand too short");
+        assert!(depth == 0 || a.len() > last.a as usize + (depth - 1) * a_step, "first operand too short");
         assert!(output.len() >= last.c as usize + columns, "output too short");
         assert_eq!(segments.iter().sum::<usize>() * run_depth, depth, "segments make up the depth");
         if let After::Gate(gate) = after {
@@ -214,9 +223,9 @@ impl Dense {
                 rows: &rows[..unit_rows.min(rows.len())],
                 runs: &runs,
                 segments,
-                a_repeat: run_depth,
+                a_repeat: run_depth * a_step,
                 b_repeat: run_depth,
-                a_step: 1,
+                a_step,
                 b_stride: panel.width,
                 columns: panel.columns,
                 start: match bias {
@@ -248,6 +257,8 @@ struct Sums<'a> {
     /// Products of one repeat of a segment.
     run_depth: usize,
     segments: &'a [usize],
+    /// From one float of a row's operand to the next.
+    a_step: usize,
     bias: Option<&'a [f32]>,
     accumulate: bool,
     after: After<'a>,
@@ -259,7 +270,7 @@ fn unit_rows(rows: usize, products_of_row: usize, panels: usize, threads: usize)
         return rows;
     }
     let stretches = (threads * UNITS_PER_THREAD).div_ceil(panels).min(rows / MIN_UNIT_ROWS).max(1);
-    rows.div_ceil(stretches)
+    rows.div_ceil(stretches).next_multiple_of(GROUP)
 }
 
 /// An output to which several threads write, each to places of its own.
@@ -314,6 +325,6 @@ pub struct DenseWeightGradient<'a> {
     pub gradient: &'a mut [f32],
     /// Whether `gradient` is added to or overwritten.
     pub accumulate: bool,
-    /// At least [`Dense::transposed_len`] floats of scratch memory.
-    pub transposed: &'a mut [f32],
+    /// At least [`Dense::grouped_len`] floats of scratch memory.
+    pub grouped: &'a mut [f32],
 }
