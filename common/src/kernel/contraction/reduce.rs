@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{ChannelCounts, PixelRelation, SLACK, index, panels, pixels, push_merged};
+use super::{ChannelCounts, Panel, PixelRelation, SLACK, index, panels, pixels, push_merged};
 use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
 use crate::kernel::microkernel::{self, Block, Finish, Row, Run, Start, panel_width, panel_widths};
@@ -21,6 +21,8 @@ struct ReduceGroup {
 pub struct Reduce {
     isa: Isa,
     groups: Vec<ReduceGroup>,
+    /// Of the low channels.
+    panels: Vec<Panel>,
     channels: ChannelCounts,
     taps: usize,
     a_step: usize,
@@ -52,6 +54,7 @@ impl Reduce {
         let plan = Self {
             isa,
             groups: by_rectangle.iter().map(|(r, taps)| reduce_group(relation, channels, *r, taps)).collect(),
+            panels: panels(isa, channels.low, 0),
             channels,
             taps: relation.taps(),
             a_step: relation.strides.columns * channels.high,
@@ -99,7 +102,7 @@ impl Reduce {
         if samples == 0 {
             return;
         }
-        for panel in panels(self.isa, channels.low, 0) {
+        for panel in &self.panels {
             let (b, b_stride) = if self.packs_low() {
                 let rows = samples * self.low_pixels;
                 let packed = &mut scratch[..rows * panel.width];
