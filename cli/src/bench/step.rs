@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use lockstep_common::kernel::Isa;
 use lockstep_common::kernel::elementwise::AdamSlices;
+use lockstep_common::kernel::{AlignedFloats, Isa};
 use lockstep_common::model::ResolvedModel;
 use lockstep_common::nn::{Buffers, LeafSource, Loss, Network, NodeSum, Weights, initial_parameters, subtree};
 use lockstep_common::optim::Adam;
@@ -81,7 +81,7 @@ impl LeafSource for RandomSamples {
 struct State {
     parameters: Vec<f32>,
     updated: Vec<f32>,
-    packed: Vec<f32>,
+    packed: AlignedFloats,
     moments: Moments,
 }
 
@@ -94,7 +94,7 @@ pub(super) fn measure(model: &ResolvedModel, isa: Isa, batch: Batch, pool: &Thre
     let mut state = State {
         parameters: initial_parameters(&model.layout, 0),
         updated: vec![0.0; len],
-        packed: vec![0.0; network.packed_len()],
+        packed: AlignedFloats::zeros(network.packed_len()),
         moments: Moments::zero(len),
     };
     let calibration = Calibration::new(isa, pool);

@@ -1,0 +1,1 @@
+"""What the scripts under benches share: the program under test, virtual environments, figures."""
