@@ -41,6 +41,19 @@ fn a_document_has_every_part() {
     assert_eq!((model["name"].as_str(), model["parameters"].as_u64()), (Some("signals"), Some(30 * 8 * 2 + 38)));
     // Two layers forward, two weight gradients, and the second layer's input gradient: five products of 30 x 8.
     assert!((number(&model["mflop_per_sample"]) - 2.0 * 5.0 * 240.0 * 1e-6).abs() < 1e-12);
+    let layers = model["layers"]["parts"].as_array().expect("layers");
+    let of = |layer: &str, part: &str| layers.iter().find(|found| found["layer"] == layer && found["part"] == part);
+    for (layer, part) in [
+        ("encoder.0.dense", "forward"),
+        ("encoder.0.dense", "weight gradient"),
+        ("decoder.0.dense", "forward"),
+        ("decoder.0.dense", "weight gradient"),
+        ("decoder.0.dense", "input gradient"),
+    ] {
+        let found = of(layer, part).unwrap_or_else(|| panic!("no {part} of {layer}"));
+        assert!(median(&found["gflops"]) > 0.0 && number(&found["percent_of_peak"]) > 0.0, "{found}");
+    }
+    assert!(of("network", "loss").is_some_and(|loss| loss["gflops"].is_null()), "{layers:?}");
     let step = &model["step"];
     let parts: f64 = ["pack_ms", "gradient_ms", "update_ms"].map(|part| number(&step[part]["min"])).iter().sum();
     assert!(parts <= median(&step["total_ms"]), "{step}");

@@ -1,6 +1,7 @@
 //! `lockstep bench`: what this machine can do, and how much of it training uses.
 
 mod clock;
+mod layers;
 mod machine;
 mod report;
 mod rounds;
@@ -68,6 +69,8 @@ enum Part {
     Peak,
     /// Bandwidth of L2 cache and memory
     Bandwidth,
+    /// Each layer's forward pass, weight gradient and input gradient, on one thread
+    Layers,
     /// A whole step: pack, leaves and tree, Adam
     Step,
     /// Real rounds of `lockstep train`
@@ -75,7 +78,7 @@ enum Part {
 }
 
 impl Part {
-    const ALL: [Part; 4] = [Part::Peak, Part::Bandwidth, Part::Step, Part::Rounds];
+    const ALL: [Part; 5] = [Part::Peak, Part::Bandwidth, Part::Layers, Part::Step, Part::Rounds];
 }
 
 /// Runs the command.
@@ -135,6 +138,12 @@ impl Bench {
         let isa = self.args.compute.simd;
         let network = Network::new(model, Loss::Mse, isa);
         let name = &model.spec.name;
+        let layers = if self.wants(Part::Layers) {
+            self.progress(&format!("{name}: layers"));
+            Some(layers::measure(model, isa, self.batch, self.effort())?)
+        } else {
+            None
+        };
         let step = self.wants(Part::Step).then(|| {
             self.progress(&format!("{name}: step"));
             step::measure(model, isa, self.batch, &self.pool, self.effort())
@@ -154,6 +163,7 @@ impl Bench {
             name: name.clone(),
             parameters: network.parameters(),
             mflop_per_sample: network.training_flops() as f64 * 1e-6,
+            layers,
             step,
             rounds,
         })

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::clock::Measure;
+use super::layers::LayersReport;
 use super::machine::{Bandwidth, Peak};
 use super::rounds::RoundsReport;
 use super::step::StepReport;
@@ -33,6 +34,7 @@ pub(super) struct ModelReport {
     pub(super) parameters: usize,
     /// Forward and backward, by the layers' definition: what a planner leaves out is counted as if it were done.
     pub(super) mflop_per_sample: f64,
+    pub(super) layers: Option<LayersReport>,
     pub(super) step: Option<StepReport>,
     pub(super) rounds: Vec<RoundsReport>,
 }
@@ -79,6 +81,9 @@ impl fmt::Display for Report {
                 "\n{}: {} parameters, {:.2} MFLOP a sample",
                 model.name, model.parameters, model.mflop_per_sample
             )?;
+            if let Some(layers) = &model.layers {
+                write_layers(f, layers)?;
+            }
             if let Some(step) = &model.step {
                 self.write_step(f, step)?;
             }
@@ -131,4 +136,22 @@ impl Report {
         }
         write!(f, "\n{table}")
     }
+}
+
+fn write_layers(f: &mut fmt::Formatter<'_>, layers: &LayersReport) -> fmt::Result {
+    let title = format!("layers, {} samples at a time", layers.samples);
+    let mut table = Table::new([&title, "us a sample", "GFLOP/s", "% of peak"]);
+    let mut total = 0.0;
+    for part in &layers.parts {
+        total += part.microseconds.median;
+        table.row([
+            format!("{} {}", part.layer, part.part),
+            format!("{:.2}", part.microseconds),
+            part.gflops.as_ref().map_or("-".to_owned(), |gflops| format!("{:.1}", gflops.median)),
+            part.percent_of_peak.map_or("-".to_owned(), |percent| format!("{percent:.0}")),
+        ]);
+    }
+    table.row(["together".to_owned(), format!("{total:.2}"), "-".to_owned(), "-".to_owned()]);
+    write!(f, "\n{table}")?;
+    writeln!(f, "  peak: {:.1} GFLOP/s on one thread", layers.fma_gflops)
 }

@@ -4,11 +4,12 @@ use super::dense::{DenseLayer, DenseOperands, is_dense};
 use super::linear::{ForwardPass, GradientPass, InputGradientPass, Linear};
 use super::loss::Loss;
 use super::op::{Op, unparametrised};
+use super::profile::Lap;
 use super::workspace::Workspace;
 use crate::kernel::contraction::After;
 use crate::kernel::pooling;
 use crate::kernel::{Isa, elementwise};
-use crate::model::{Activation, ResolvedModel};
+use crate::model::{Activation, LayerPlace, ResolvedModel};
 
 /// Activations of one pass should stay near the core: half a million floats are 2 MiB.
 const PASS_FLOATS: usize = 1 << 19;
@@ -28,6 +29,8 @@ pub struct Network {
     pub(super) isa: Isa,
     pub(super) loss: Loss,
     pub(super) ops: Vec<Op>,
+    /// The layers that `ops` belong to.
+    pub(super) places: Vec<LayerPlace>,
     /// How many of `ops` belong to the encoder.
     pub(super) encoder_ops: usize,
     /// Elements of a sample before each op and after the last one.
@@ -86,6 +89,7 @@ impl Network {
     pub fn with_pass_samples(model: &ResolvedModel, loss: Loss, isa: Isa, pass_samples: usize) -> Self {
         assert!(pass_samples > 0, "a pass takes at least one sample");
         let mut ops = Vec::new();
+        let mut places = Vec::new();
         let mut elements = vec![model.input_shape().elements()];
         let mut encoder_ops = 0;
         let mut packed_len = 0;
@@ -103,6 +107,7 @@ impl Network {
             };
             if let Some(op) = op {
                 ops.push(op);
+                places.push(layer.place.clone());
                 elements.push(layer.output.elements());
             }
             if i + 1 == model.encoder_layers {
@@ -126,6 +131,7 @@ impl Network {
             pass_samples,
             is_dense,
             ops,
+            places,
         }
     }
 
@@ -261,13 +267,15 @@ impl Network {
         self.loss == Loss::BinaryCrossentropy && last == Activation::Sigmoid
     }
 
-    /// Adds the pass' gradients to `gradient`, or sets it if the pass is the first one of its leaves.
+    /// Adds the pass' gradients to `gradient`, or sets it if the pass is the first one of its leaves. Calls `lap` after
+    /// each part.
     pub(super) fn backward(
         &self,
         pass: Pass<'_>,
         weights: Weights<'_>,
         gradient: &mut [f32],
         workspace: &mut Workspace,
+        lap: &mut dyn FnMut(Lap),
     ) {
         let samples = pass.samples();
         // Whether the activation of the op at hand is accounted for in its deltas already.
@@ -288,18 +296,21 @@ impl Network {
             // The relu before a layer with weights is undone while its input's gradient is written.
             through_activation = op.has_weights() && i > 0 && self.ops[i - 1].activation() == Activation::Relu;
             let after = if through_activation { After::Gate(&values[i]) } else { After::Keep };
+            // Nothing is trained before the first layer with weights.
+            let trained_before = self.ops[..i].iter().any(Op::has_weights);
             match op {
                 Op::Dense(dense) => {
                     let operands = DenseOperands { input: &values[i], delta, scratch };
                     dense.weight_gradient(pass.leaves, !pass.first, gradient, operands, crew);
-                    // Nothing is trained before the first layer with weights.
-                    if self.ops[..i].iter().any(Op::has_weights) {
+                    lap(Lap::WeightGradient(i));
+                    if trained_before {
                         dense.input_gradient(samples, weights.parameters, delta, (input_delta, after), crew);
                     }
                 }
                 Op::Linear(linear) => {
                     let gradients = GradientPass { input: &values[i], delta, gradient, scratch };
                     linear.weight_gradient(self.isa, samples, pass.first, gradients);
+                    lap(Lap::WeightGradient(i));
                     let packed = weights.packed;
                     linear.input_gradient(
                         samples,
@@ -325,6 +336,9 @@ impl Network {
                         pooling::up_sample_backward(self.isa, windows, delta, input_delta, *channels);
                     }
                 }
+            }
+            if trained_before || !op.has_weights() {
+                lap(Lap::InputGradient(i));
             }
         }
     }

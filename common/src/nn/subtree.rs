@@ -41,8 +41,12 @@ pub struct Buffers {
 }
 
 impl Buffers {
-    fn workspace(&self, network: &Network) -> Workspace {
+    pub(super) fn workspace(&self, network: &Network) -> Workspace {
         lock(&self.workspaces).pop().unwrap_or_else(|| network.workspace())
+    }
+
+    pub(super) fn give_back(&self, workspace: Workspace) {
+        lock(&self.workspaces).push(workspace);
     }
 
     /// Buffers that put the gradients of whole nodes into slots of `region`, as long as there are free ones.
@@ -53,7 +57,7 @@ impl Buffers {
         Self { region, ..Self::default() }
     }
 
-    fn gradient(&self, network: &Network) -> FloatBuffer {
+    pub(super) fn gradient(&self, network: &Network) -> FloatBuffer {
         let used = lock(&self.gradients).pop();
         used.unwrap_or_else(|| vec![0.0; network.parameters()].into())
     }
@@ -81,7 +85,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// The leaves of a node, if one call of the network can take them.
-struct Leaves<'a> {
+pub(super) struct Leaves<'a> {
     source: &'a dyn LeafSource,
     first: u32,
     samples: [usize; MAX_LEAVES],
@@ -90,7 +94,7 @@ struct Leaves<'a> {
 
 impl<'a> Leaves<'a> {
     /// A leaf, or as many leaves as fit in a pass.
-    fn of(node: NodeId, network: &Network, source: &'a dyn LeafSource) -> Option<Self> {
+    pub(super) fn of(node: NodeId, network: &Network, source: &'a dyn LeafSource) -> Option<Self> {
         let range = node.leaves();
         let count = range.len();
         if count > MAX_LEAVES {
@@ -102,12 +106,12 @@ impl<'a> Leaves<'a> {
         fits.then_some(Self { source, first: range.start, samples, count })
     }
 
-    fn samples(&self) -> &[usize] {
+    pub(super) fn samples(&self) -> &[usize] {
         &self.samples[..self.count]
     }
 
     /// Writes sample `i`, counted through all leaves.
-    fn write(&self, mut i: usize, out: &mut [f32]) {
+    pub(super) fn write(&self, mut i: usize, out: &mut [f32]) {
         for (leaf, &samples) in (self.first..).zip(self.samples()) {
             if i < samples {
                 return self.source.write(leaf, i, out);
@@ -157,7 +161,7 @@ fn subtree_in(
         let mut workspace = buffers.workspace(network);
         let write = |i: usize, out: &mut [f32]| leaves.write(i, out);
         let loss = network.gradient_sum(weights, leaves.samples(), &write, &mut gradient, &mut workspace);
-        lock(&buffers.workspaces).push(workspace);
+        buffers.give_back(workspace);
         return leaves.sum(gradient, loss);
     }
     let (mut left, right) = for_children(node, |child| {
@@ -183,7 +187,7 @@ pub fn evaluate(
         let mut workspace = buffers.workspace(network);
         let write = |i: usize, out: &mut [f32]| leaves.write(i, out);
         let loss = network.loss_sum(weights, leaves.samples(), &write, &mut workspace);
-        lock(&buffers.workspaces).push(workspace);
+        buffers.give_back(workspace);
         return leaves.sum(FloatBuffer::default(), loss);
     }
     let (left, right) = for_children(node, |child| evaluate(network, weights, child, source, buffers));

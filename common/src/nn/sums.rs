@@ -5,6 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::network::{Network, Pass, Weights, WriteSample};
+use super::profile::Lap;
 use super::workspace::Workspace;
 use crate::kernel::contraction::MAX_LEAVES;
 
@@ -29,15 +30,33 @@ impl Network {
         gradient: &mut [f32],
         workspace: &mut Workspace,
     ) -> f64 {
+        self.gradient_sum_in_laps(weights, leaves, write, gradient, workspace, &mut |_| ())
+    }
+
+    /// The same, with a call of `lap` after each part of each pass.
+    pub(super) fn gradient_sum_in_laps(
+        &self,
+        weights: Weights<'_>,
+        leaves: &[usize],
+        write: &WriteSample<'_>,
+        gradient: &mut [f32],
+        workspace: &mut Workspace,
+        lap: &mut dyn FnMut(Lap),
+    ) -> f64 {
         assert_eq!(gradient.len(), self.parameters, "gradient of the network");
         if leaves.iter().all(|&samples| samples == 0) {
             gradient.fill(0.0);
         }
         let mut losses = LeafLosses::default();
         self.passes(leaves, write, workspace, |pass, workspace| {
-            self.forward(0..self.ops.len(), pass.samples(), weights, workspace);
+            lap(Lap::Input);
+            for step in 0..self.ops.len() {
+                self.forward(step..step + 1, pass.samples(), weights, workspace);
+                lap(Lap::Forward(step));
+            }
             self.loss(pass, &mut losses, workspace);
-            self.backward(pass, weights, gradient, workspace);
+            lap(Lap::Loss);
+            self.backward(pass, weights, gradient, workspace, lap);
         });
         losses.tree(leaves.len(), self.elements[0])
     }
