@@ -115,7 +115,7 @@ fn a_frozen_worker_is_put_out() {
 fn a_frozen_worker_holds_nothing_up() {
     let place = Place::with_model(DENSE);
     let expected = expected_hash(&place, ROUNDS);
-    let (mut coordinator, url) = place.coordinator("run", ROUNDS, &["--min-workers", "3"]);
+    let (mut coordinator, url) = place.coordinator("run", ROUNDS, &["--start-workers", "3"]);
     let frozen = place.worker(&url, "frozen");
     coordinator.wait_for_line("joined: frozen");
     frozen.freeze();
