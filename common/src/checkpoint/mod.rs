@@ -4,7 +4,7 @@
 //! and the coordinator's own [`State`]: where the state machine stood, how long the ledger was, and what the run is. From
 //! these, the data and the configuration, every further round has the bits that it would have had without the break.
 //!
-//! [`format`] says what a file looks like, [`continuity`] what may change between a run's parts.
+//! [`mod@format`] says what a file looks like, [`continuity`] what may change between a run's parts.
 
 pub mod continuity;
 pub mod format;

@@ -13,7 +13,7 @@ const CHAINS: usize = 12;
 /// Floats of the widest vector.
 const MAX_LANES: usize = 16;
 
-/// Runs `steps` steps of [`CHAINS`] vector multiply-adds that touch no memory, and returns how many floating-point
+/// Runs `steps` steps of `CHAINS` vector multiply-adds that touch no memory, and returns how many floating-point
 /// operations that were (a fused multiply-add counts as two).
 pub fn multiply_adds(isa: Isa, steps: usize) -> usize {
     let lanes = match isa.kind() {
