@@ -88,6 +88,15 @@ fn a_worker_killed_at_any_moment_changes_no_bit() {
     place.audit("run");
 }
 
+/// The run ends well, with the expected hash, and the first worker computed nothing of it.
+fn finished_without_the_first(place: &Place, coordinator: Running, others: [Running; 2], expected: &str) {
+    coordinator.end().expect_code(0);
+    others.into_iter().for_each(|worker| drop(worker.end().expect_code(0)));
+    assert_eq!(hash(&place.summary("run")), expected);
+    let proof = place.audit("run");
+    assert!(!proof.contains("w1#1"), "{proof}");
+}
+
 /// Scenario: the first worker of a run that needs two is frozen before the second one comes. Property: it is put out when
 /// its lease expires, and the run is done by the others, with the same hash.
 #[test]
@@ -102,11 +111,7 @@ fn a_frozen_worker_is_put_out() {
     let left = coordinator.wait_for_line("w1#1 left: ");
     assert!(left.contains("silent for ") && left.contains("the lease is 1.0 s"), "{left}");
     let others = ["a", "b"].map(|name| place.worker(&url, name));
-    coordinator.end().expect_code(0);
-    others.into_iter().for_each(|worker| drop(worker.end().expect_code(0)));
-    assert_eq!(hash(&place.summary("run")), expected);
-    let proof = place.audit("run");
-    assert!(!proof.contains("w1#1"), "{proof}");
+    finished_without_the_first(&place, coordinator, others, &expected);
 }
 
 /// Scenario: a worker is frozen before the first round, and its lease is long. Property: the others hedge its leaves and
@@ -122,11 +127,7 @@ fn a_frozen_worker_holds_nothing_up() {
     let others = ["a", "b"].map(|name| place.worker(&url, name));
     let late = coordinator.wait_for_line("is late with leaves");
     assert!(late.contains("frozen"), "{late}");
-    coordinator.end().expect_code(0);
-    others.into_iter().for_each(|worker| drop(worker.end().expect_code(0)));
-    assert_eq!(hash(&place.summary("run")), expected);
-    let proof = place.audit("run");
-    assert!(!proof.contains("w1#1"), "{proof}");
+    finished_without_the_first(&place, coordinator, others, &expected);
 }
 
 /// Scenario: a worker is asked to terminate in the middle of a round. Property: it hands over its work, leaves without
