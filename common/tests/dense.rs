@@ -118,7 +118,7 @@ impl Case {
             let place = format!("{self:?} on {isa}");
             // A plan may be for more samples than there are.
             let plan = Dense::new(isa, self.shape, samples + 1);
-            let mut crew = Crew::new(self.threads, plan.crew_scratch_len());
+            let mut crew = Crew::new(self.threads, plan.desk());
             let blank = vec![CANARY; rows * outputs];
             for (after, expected) in [
                 (After::Keep, sums.clone()),
@@ -140,9 +140,7 @@ impl Case {
 
             let mut sum = |leaves: &[usize], before: &[f32], accumulate| {
                 guarded(&place, before, |gradient| {
-                    let mut grouped = vec![CANARY; plan.grouped_len()];
-                    let (input, delta, grouped) = (&input[..], &delta[..], &mut grouped[..]);
-                    let operands = DenseWeightGradient { input, delta, gradient, accumulate, grouped };
+                    let operands = DenseWeightGradient { input: &input, delta: &delta, gradient, accumulate };
                     plan.weight_gradient(leaves, operands, &mut crew);
                 })
             };
@@ -195,13 +193,7 @@ fn work_that_threads_share() {
 #[should_panic(expected = "3 leaves")]
 fn leaves_that_are_no_subtree() {
     let plan = Dense::new(Isa::SCALAR, DenseShape { pixels: 1, inputs: 2, outputs: 2 }, 3);
-    let mut grouped = vec![0.0; plan.grouped_len()];
-    let operands = DenseWeightGradient {
-        input: &[0.0; 6],
-        delta: &[0.0; 6],
-        gradient: &mut [0.0; 6],
-        accumulate: false,
-        grouped: &mut grouped,
-    };
-    plan.weight_gradient(&[1, 1, 1], operands, &mut Crew::new(1, plan.crew_scratch_len()));
+    let operands =
+        DenseWeightGradient { input: &[0.0; 6], delta: &[0.0; 6], gradient: &mut [0.0; 6], accumulate: false };
+    plan.weight_gradient(&[1, 1, 1], operands, &mut Crew::new(1, plan.desk()));
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::linear::parameter_range;
 use crate::kernel::Isa;
 use crate::kernel::contraction::{
-    After, Crew, Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient,
+    After, Crew, Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient, DeskSize,
 };
 use crate::model::{Activation, LayerSpec, Layout, ResolvedLayer, ResolvedModel};
 
@@ -52,14 +52,9 @@ impl DenseLayer {
         })
     }
 
-    /// Floats of scratch memory for each thread.
-    pub(super) fn crew_scratch_len(&self) -> usize {
-        self.plan.crew_scratch_len()
-    }
-
-    /// Floats of scratch memory beside.
-    pub(super) fn scratch_len(&self) -> usize {
-        self.plan.grouped_len()
+    /// What each thread needs.
+    pub(super) fn desk(&self) -> DeskSize {
+        self.plan.desk()
     }
 
     /// `output = relu(input * kernel + bias)`, or without relu if the activation is another one.
@@ -87,11 +82,11 @@ impl DenseLayer {
         operands: DenseOperands<'_>,
         crew: &mut Crew,
     ) {
-        let DenseOperands { input, delta, scratch } = operands;
+        let DenseOperands { input, delta } = operands;
         // The bias lies behind the kernel.
         let end = self.bias.as_ref().map_or(self.kernel.end, |bias| bias.end);
         let gradient = &mut gradient[self.kernel.start..end];
-        let operands = DenseWeightGradient { input, delta, gradient, accumulate, grouped: scratch };
+        let operands = DenseWeightGradient { input, delta, gradient, accumulate };
         self.plan.weight_gradient(leaves, operands, crew);
     }
 
@@ -113,5 +108,4 @@ impl DenseLayer {
 pub(super) struct DenseOperands<'a> {
     pub(super) input: &'a [f32],
     pub(super) delta: &'a [f32],
-    pub(super) scratch: &'a mut [f32],
 }

@@ -116,7 +116,6 @@ impl Network {
         }
         let scratch_len = ops.iter().map(|op| match op {
             Op::Linear(linear) => linear.scratch_len(pass_samples),
-            Op::Dense(dense) => dense.scratch_len(),
             _ => 0,
         });
         let scratch_len = scratch_len.max().unwrap_or(0);
@@ -300,7 +299,7 @@ impl Network {
             let trained_before = self.ops[..i].iter().any(Op::has_weights);
             match op {
                 Op::Dense(dense) => {
-                    let operands = DenseOperands { input: &values[i], delta, scratch };
+                    let operands = DenseOperands { input: &values[i], delta };
                     dense.weight_gradient(pass.leaves, !pass.first, gradient, operands, crew);
                     lap(Lap::WeightGradient(i));
                     if trained_before {

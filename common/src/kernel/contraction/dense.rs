@@ -8,10 +8,10 @@
 //!
 //! With large weights, memory is the bottleneck as often as arithmetic. So weights are read where they lie, once for each
 //! pass: who computes a panel of output columns copies the panel's operand together first. And a weight gradient is
-//! written once, after the tree over all leaves of the pass.
+//! written once, after the tree over all leaves of the pass. Threads do not share copies: to fetch them from another
+//! core's cache takes longer than to make them.
 
-use rayon::prelude::*;
-
+use super::crew::{Desk, DeskSize};
 use super::{After, Crew, Panel, SLACK, index, panels};
 use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
@@ -20,12 +20,8 @@ use crate::kernel::transpose::{MatrixShape, transpose};
 
 /// Fewer products than this are not worth another thread: about 10 us of one core.
 const MIN_SHARED_PRODUCTS: usize = 1 << 20;
-/// Fewer floats than this are not worth another thread when they are only copied.
-const MIN_SHARED_FLOATS: usize = 1 << 16;
 /// Units for each thread, so that one that is disturbed does not hold up the others for long.
-const UNITS_PER_THREAD: usize = 16;
-/// Fewer rows than this do not make up for another copy of a panel.
-const MIN_UNIT_ROWS: usize = 48;
+const UNITS_PER_THREAD: usize = 24;
 
 /// Sizes of a dense layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,14 +80,15 @@ impl Dense {
         }
     }
 
-    /// Floats of scratch memory that each thread of a crew needs.
-    pub fn crew_scratch_len(&self) -> usize {
-        self.shape.inputs.max(self.shape.outputs).max(self.max_rows) * panel_widths(self.isa)[0]
+    /// What each thread of a crew needs.
+    pub fn desk(&self) -> DeskSize {
+        let groups = (self.shape.inputs + 1).div_ceil(GROUP);
+        DeskSize { floats: self.panel_len() + groups * GROUP * self.max_rows, groups }
     }
 
-    /// Floats of scratch memory that a weight gradient needs beside.
-    pub fn grouped_len(&self) -> usize {
-        (self.shape.inputs + 1).next_multiple_of(GROUP) * self.max_rows
+    /// Floats at the beginning of a desk for a panel of the second operand. Groups of the first one lie behind it.
+    fn panel_len(&self) -> usize {
+        self.shape.inputs.max(self.shape.outputs).max(self.max_rows) * panel_widths(self.isa)[0]
     }
 
     /// Computes `output` (samples, pixels, outputs): `after(input * weights + bias)`, inputs ascending.
@@ -109,7 +106,7 @@ impl Dense {
         };
         let sums =
             Sums { rows, depth: inputs, run_depth: inputs, segments: &[1], a_step: 1, bias, accumulate: false, after };
-        self.multiply(&self.forward, sums, input, &pack, output, crew);
+        self.multiply(&self.forward, sums, First::Rows(input), &pack, output, crew);
     }
 
     /// Computes `input_gradient` (samples, pixels, inputs): `after(delta * weights transposed)`, outputs ascending.
@@ -135,7 +132,7 @@ impl Dense {
             accumulate: false,
             after,
         };
-        self.multiply(&self.input_gradient, sums, delta, &pack, input_gradient, crew);
+        self.multiply(&self.input_gradient, sums, First::Rows(delta), &pack, input_gradient, crew);
     }
 
     /// Adds to `gradient` (inputs, outputs; then the bias' outputs, if there is one) the sum over samples and pixels of
@@ -145,7 +142,7 @@ impl Dense {
     /// # Panics
     /// As for [`Dense::forward`], and when the number of leaves is wrong.
     pub fn weight_gradient(&self, leaves: &[usize], operands: DenseWeightGradient<'_>, crew: &mut Crew) {
-        let DenseWeightGradient { input, delta, gradient, accumulate, grouped } = operands;
+        let DenseWeightGradient { input, delta, gradient, accumulate } = operands;
         let DenseShape { pixels, inputs, outputs } = self.shape;
         let depth = self.rows(leaves.iter().sum());
         assert!(leaves.len().is_power_of_two() && leaves.len() <= MAX_SEGMENTS, "{} leaves", leaves.len());
@@ -153,7 +150,6 @@ impl Dense {
         assert!(input.len() >= depth * inputs && delta.len() >= depth * outputs, "operands too short");
         let with_bias = gradient.len() == (inputs + 1) * outputs;
         assert!(with_bias || gradient.len() == inputs * outputs, "gradient of the plan");
-        self.group_input(&input[..depth * inputs], depth, &mut grouped[..self.grouped_len()]);
         let pack = |panel: &Panel, packed: &mut [f32]| {
             let delta = &delta[..depth * outputs];
             elementwise::copy_columns(self.isa, delta, outputs, panel.start, panel.columns, packed, panel.width);
@@ -162,22 +158,19 @@ impl Dense {
         let after = After::Keep;
         let sums =
             Sums { rows, depth, run_depth: pixels, segments: leaves, a_step: GROUP, bias: None, accumulate, after };
-        self.multiply(&self.weight_gradient, sums, grouped, &pack, gradient, crew);
+        let group = |group: usize, to: &mut [f32]| self.group_input(&input[..depth * inputs], group, depth, to);
+        self.multiply(&self.weight_gradient, sums, First::Columns(&group), &pack, gradient, crew);
     }
 
-    /// Copies groups of input columns together, and a column of ones behind the last one.
-    fn group_input(&self, input: &[f32], depth: usize, grouped: &mut [f32]) {
+    /// Copies a group of input columns together, and a column of ones behind the last one.
+    fn group_input(&self, input: &[f32], group: usize, depth: usize, to: &mut [f32]) {
         let inputs = self.shape.inputs;
-        let copy = |(i, to): (usize, &mut [f32])| {
-            let (start, to) = (i * GROUP, &mut to[..depth * GROUP]);
-            let count = GROUP.min(inputs - start);
-            elementwise::copy_columns(self.isa, input, inputs, start, count, to, GROUP);
-            if count < GROUP {
-                to.iter_mut().skip(count).step_by(GROUP).for_each(|one| *one = 1.0);
-            }
-        };
-        let groups = grouped.par_chunks_mut(GROUP * self.max_rows).enumerate();
-        groups.with_min_len(MIN_SHARED_FLOATS.div_ceil(GROUP * depth.max(1))).for_each(copy);
+        let start = group * GROUP;
+        let count = GROUP.min(inputs - start);
+        elementwise::copy_columns(self.isa, input, inputs, start, count, &mut to[..depth * GROUP], GROUP);
+        if count < GROUP {
+            to[..depth * GROUP].iter_mut().skip(count).step_by(GROUP).for_each(|one| *one = 1.0);
+        }
     }
 
     fn rows(&self, samples: usize) -> usize {
@@ -192,7 +185,7 @@ impl Dense {
         &self,
         product: &Product,
         sums: Sums<'_>,
-        a: &[f32],
+        first: First<'_>,
         pack: &(dyn Fn(&Panel, &mut [f32]) + Sync),
         output: &mut [f32],
         crew: &mut Crew,
@@ -200,27 +193,45 @@ impl Dense {
         let Sums { rows, depth, run_depth, segments, a_step, bias, accumulate, after } = sums;
         let (rows, columns) = (&product.rows[..rows], product.panels.iter().map(|panel| panel.columns).sum::<usize>());
         let Some(last) = rows.last() else { return };
-        assert!(depth == 0 || a.len() > last.a as usize + (depth - 1) * a_step, "first operand too short");
+        let operand_len = last.a as usize + depth.saturating_sub(1) * a_step + 1;
+        assert!(first.holds(operand_len), "first operand too short");
         assert!(output.len() >= last.c as usize + columns, "output too short");
         assert_eq!(segments.iter().sum::<usize>() * run_depth, depth, "segments make up the depth");
         if let After::Gate(gate) = after {
             assert!(gate.len() >= last.c as usize + columns, "gate too short");
         }
         let runs = [Run { a: 0, b: 0, depth: index(run_depth) }];
-        let unit_rows = unit_rows(rows.len(), depth * columns, product.panels.len(), crew.size());
+        let unit_rows = unit_rows(rows.len(), product.panels.len(), crew.size());
         let stretches = rows.len().div_ceil(unit_rows);
         let output = Output(output.as_mut_ptr());
         let worth_sharing = rows.len() * depth * columns >= MIN_SHARED_PRODUCTS;
-        crew.share(product.panels.len() * stretches, worth_sharing, |unit, scratch| {
-            let panel = &product.panels[unit / stretches];
-            let rows = &rows[unit % stretches * unit_rows..];
-            let packed = &mut scratch[..depth * panel.width];
-            pack(panel, packed);
+        crew.share(product.panels.len() * stretches, worth_sharing, |unit, desk| {
+            let (panel_index, stretch) = (unit / stretches, unit % stretches * unit_rows);
+            let panel = &product.panels[panel_index];
+            let rows = &rows[stretch..rows.len().min(stretch + unit_rows)];
+            let Desk { scratch, panel: at_hand, groups } = desk;
+            let (packed, grouped) = scratch.split_at_mut(self.panel_len());
+            let packed = &mut packed[..depth * panel.width];
+            if at_hand.replace(panel_index) != Some(panel_index) {
+                pack(panel, packed);
+            }
+            let a = match first {
+                First::Rows(operand) => operand,
+                First::Columns(copy) => {
+                    for group in stretch / GROUP..(stretch + rows.len()).div_ceil(GROUP) {
+                        if !std::mem::replace(&mut groups[group], true) {
+                            copy(group, &mut grouped[group * GROUP * self.max_rows..]);
+                        }
+                    }
+                    assert!(grouped.len() >= operand_len, "desk of the plan");
+                    grouped
+                }
+            };
             let block = Block {
                 a: a.as_ptr(),
                 b: packed.as_ptr(),
                 c: output.column(panel.start),
-                rows: &rows[..unit_rows.min(rows.len())],
+                rows,
                 runs: &runs,
                 segments,
                 a_repeat: run_depth * a_step,
@@ -248,6 +259,25 @@ impl Dense {
     }
 }
 
+/// The first operand of a product.
+#[derive(Clone, Copy)]
+enum First<'a> {
+    /// It is read where it lies.
+    Rows(&'a [f32]),
+    /// Groups of its columns are copied to the desks of those who need them.
+    Columns(&'a (dyn Fn(usize, &mut [f32]) + Sync)),
+}
+
+impl First<'_> {
+    /// Whether that many floats are there. A desk is checked when it is used.
+    fn holds(&self, len: usize) -> bool {
+        match self {
+            Self::Rows(operand) => operand.len() >= len,
+            Self::Columns(_) => true,
+        }
+    }
+}
+
 /// What a product sums, and how.
 #[derive(Clone, Copy)]
 struct Sums<'a> {
@@ -264,13 +294,13 @@ struct Sums<'a> {
     after: After<'a>,
 }
 
-/// Rows of a unit of work, so that there are enough units, but not more copies of panels than they are worth.
-fn unit_rows(rows: usize, products_of_row: usize, panels: usize, threads: usize) -> usize {
-    if threads == 1 || rows * products_of_row < MIN_SHARED_PRODUCTS {
+/// Rows of a unit of work, so that there are enough units for all threads to be done at the same time.
+fn unit_rows(rows: usize, panels: usize, threads: usize) -> usize {
+    if threads == 1 {
         return rows;
     }
-    let stretches = (threads * UNITS_PER_THREAD).div_ceil(panels).min(rows / MIN_UNIT_ROWS).max(1);
-    rows.div_ceil(stretches).next_multiple_of(GROUP)
+    let units = (threads * UNITS_PER_THREAD).div_ceil(panels);
+    rows.div_ceil(units).next_multiple_of(GROUP)
 }
 
 /// An output to which several threads write, each to places of its own.
@@ -325,6 +355,4 @@ pub struct DenseWeightGradient<'a> {
     pub gradient: &'a mut [f32],
     /// Whether `gradient` is added to or overwritten.
     pub accumulate: bool,
-    /// At least [`Dense::grouped_len`] floats of scratch memory.
-    pub grouped: &'a mut [f32],
 }

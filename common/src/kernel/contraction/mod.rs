@@ -21,7 +21,7 @@ use super::isa::Isa;
 use super::microkernel::{MAX_SEGMENTS, Run, panel_widths};
 use crate::model::{self, Padding, Pair};
 
-pub use crew::Crew;
+pub use crew::{Crew, DeskSize};
 pub use dense::{Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient};
 pub use gather::{After, Direction, Gather, GatherOperands};
 pub use reduce::{Reduce, ReduceOperands};
