@@ -7,7 +7,8 @@ use std::path::Path;
 
 use prost::Message;
 
-const FILES: [&str; 3] = ["lockstep/v1/common.proto", "lockstep/v1/worker.proto", "lockstep/v1/monitor.proto"];
+const FILES: [&str; 4] =
+    ["lockstep/v1/common.proto", "lockstep/v1/worker.proto", "lockstep/v1/monitor.proto", "lockstep/v1/control.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     for file in FILES {

@@ -8,11 +8,14 @@ use lockstep_common::fingerprint::fingerprint;
 use lockstep_common::placement::PlacedData;
 use lockstep_common::protocol::{FromWorker, JoinRequest};
 use lockstep_coordinator::link::{InProcessLink, Inbound, Inbox};
+use lockstep_proto::token::Token;
 use lockstep_worker::session::{self, Compute, Outgoing, SessionEnd, ShardSource, Transport};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
+
+use crate::connect::JOIN_TOKEN;
 
 /// Joins as a worker inside this process and computes until the run ends.
 pub(crate) async fn in_process_worker(inbox: Inbox, data: Arc<PlacedData>, compute: Compute) -> anyhow::Result<()> {
@@ -59,14 +62,16 @@ pub(crate) async fn in_process_worker(inbox: Inbox, data: Arc<PlacedData>, compu
     }
 }
 
-/// Starts `workers` processes of this program that join the coordinator at `url`.
-pub(crate) fn spawn_workers(workers: u32, url: &str, compute: Compute) -> anyhow::Result<Vec<Child>> {
+/// Starts `workers` processes of this program that join the coordinator at `url` with `token`.
+pub(crate) fn spawn_workers(workers: u32, url: &str, token: &Token, compute: Compute) -> anyhow::Result<Vec<Child>> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let spawn = |number: u32| {
         Command::new(&program)
             .args(["worker", "--coordinator", url, "--name", &format!("local {number}")])
             .args(["--threads", &compute.threads.to_string(), "--simd", compute.isa.name()])
             .args(["--patience", "30", "--quiet"])
+            // Other users of this machine can read the arguments, but not the environment.
+            .env(JOIN_TOKEN, token.reveal())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .kill_on_drop(true)

@@ -2,6 +2,9 @@
 
 mod audit;
 mod bench;
+mod certs;
+mod connect;
+mod control;
 mod data_command;
 mod data_source;
 mod exit;
@@ -14,6 +17,7 @@ mod progress;
 mod resume;
 mod roles;
 mod run_args;
+mod serve_args;
 mod train;
 
 use std::io::IsTerminal;
@@ -40,6 +44,12 @@ enum Command {
     Worker(roles::WorkerArgs),
     /// Follow a run from another terminal or machine
     Monitor(monitor::MonitorArgs),
+    /// Have a run complete its round, write a checkpoint, and end
+    Stop(control::StopArgs),
+    /// Have a worker hand over its work and leave
+    Drain(control::DrainArgs),
+    /// Make certificates and tokens for a cluster
+    Certs(certs::CertsArgs),
     /// Measure a finished model's loss
     Eval(infer::EvalArgs),
     /// Write the codes of a data set
@@ -70,6 +80,9 @@ fn main() -> ExitCode {
         Command::Coordinator(args) => roles::coordinator(args),
         Command::Worker(args) => roles::worker(args),
         Command::Monitor(args) => monitor::run(args),
+        Command::Stop(args) => control::stop(args),
+        Command::Drain(args) => control::drain(args),
+        Command::Certs(args) => certs::run(args),
         Command::Eval(args) => infer::eval(args),
         Command::Encode(args) => infer::encode(args),
         Command::Reconstruct(args) => infer::reconstruct(args),

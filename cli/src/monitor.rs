@@ -1,29 +1,23 @@
 //! `lockstep monitor`: follow a run from another terminal or machine.
 
-use std::time::Duration;
-
-use anyhow::Context;
 use clap::Args;
 use lockstep_common::progress::{RunStatus, TimedEvent};
 use lockstep_proto::convert;
 use lockstep_proto::status::describe;
-use lockstep_proto::v1::monitor_service_client::MonitorServiceClient;
 use lockstep_proto::{transport, v1};
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
 
-use crate::exit::usage;
+use crate::connect::{self, ConnectArgs, Reached, WATCH_TOKEN};
 use crate::progress::{Display, Form};
 use crate::roles;
-
-/// How long the coordinator may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Arguments of `lockstep monitor`.
 #[derive(Args, Debug)]
 pub(crate) struct MonitorArgs {
-    /// The coordinator, such as http://10.0.0.1:7400
+    /// The coordinator, such as https://10.0.0.1:7400
     url: String,
+    #[command(flatten)]
+    connect: ConnectArgs,
     /// Show everything from this round on, not only what happens from now on
     #[arg(long, value_name = "ROUND")]
     from_round: Option<u64>,
@@ -37,22 +31,20 @@ pub(crate) struct MonitorArgs {
 
 /// Runs the command.
 pub(crate) fn run(args: MonitorArgs) -> anyhow::Result<()> {
-    let url = roles::complete_url(&args.url);
-    let endpoint =
-        Endpoint::from_shared(url.clone()).with_context(|| format!("{url:?} is no address")).map_err(usage)?;
+    let target = args.connect.target(&args.url, WATCH_TOKEN)?;
     roles::runtime()?.block_on(async {
-        let channel = transport::configure(endpoint).connect().await;
-        let mut client = transport::monitor_client(channel.with_context(|| format!("cannot reach {url}"))?);
-        if args.workers { list_workers(&mut client).await } else { follow(&mut client, &args, &url).await }
+        let reached = connect::connect(&target).await?;
+        if args.workers { list_workers(&reached).await } else { follow(&reached, &args, &target.url).await }
     })
 }
 
-async fn follow(client: &mut MonitorServiceClient<Channel>, args: &MonitorArgs, url: &str) -> anyhow::Result<()> {
-    let status = answered(client.get_run(v1::GetRunRequest {})).await?;
+async fn follow(reached: &Reached, args: &MonitorArgs, url: &str) -> anyhow::Result<()> {
+    let mut client = transport::monitor_client(reached.connection.clone());
+    let status = reached.answer(client.get_run(v1::GetRunRequest {})).await?;
     let status = RunStatus::try_from(status)?;
     let mut display = Display::new(Form::choose(args.json), &status);
     let from_round = args.from_round.unwrap_or(status.rounds);
-    let mut events = answered(client.watch(v1::WatchRequest { from_round })).await?;
+    let mut events = reached.answer(client.watch(v1::WatchRequest { from_round })).await?;
     let ended = |status: Status| anyhow::anyhow!("lost the coordinator at {url}: {}", describe(&status));
     while let Some(response) = events.message().await.map_err(ended)? {
         if !display.event(&TimedEvent::try_from(response)?) {
@@ -62,8 +54,9 @@ async fn follow(client: &mut MonitorServiceClient<Channel>, args: &MonitorArgs, 
     anyhow::bail!("the coordinator at {url} ended the stream before the run ended")
 }
 
-async fn list_workers(client: &mut MonitorServiceClient<Channel>) -> anyhow::Result<()> {
-    let response = answered(client.list_workers(v1::ListWorkersRequest {})).await?;
+async fn list_workers(reached: &Reached) -> anyhow::Result<()> {
+    let mut client = transport::monitor_client(reached.connection.clone());
+    let response = reached.answer(client.list_workers(v1::ListWorkersRequest {})).await?;
     println!(
         "{:8} {:24} {:8} {:>7} {:8} {:>7} {:>10} {:>9} {:>7} {:>8}",
         "member", "name", "simd", "threads", "tensors", "shards", "leaves", "ms a leaf", "hedged", "silent"
@@ -84,10 +77,4 @@ async fn list_workers(client: &mut MonitorServiceClient<Channel>) -> anyhow::Res
         );
     }
     Ok(())
-}
-
-async fn answered<T>(call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> anyhow::Result<T> {
-    let response = tokio::time::timeout(ANSWER_TIMEOUT, call).await;
-    let response = response.with_context(|| format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))?;
-    Ok(response.map_err(|status| anyhow::anyhow!(describe(&status)))?.into_inner())
 }

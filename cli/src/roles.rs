@@ -1,6 +1,5 @@
 //! The parts of a cluster, each as a command of its own: coordinator and worker.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -14,9 +13,11 @@ use lockstep_worker::session::Compute;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::connect::{ConnectArgs, JOIN_TOKEN};
 use crate::exit::usage;
 use crate::progress::{self, Form};
 use crate::run_args::{ComputeArgs, RunArgs};
+use crate::serve_args::ServeArgs;
 
 /// How long this process waits for others to notice that the run has ended.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -26,12 +27,8 @@ const FAREWELL: Duration = Duration::from_secs(3);
 pub(crate) struct CoordinatorArgs {
     #[command(flatten)]
     run: RunArgs,
-    /// Address to listen on
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7400")]
-    listen: SocketAddr,
-    /// Listen on other addresses than loopback, although nothing is encrypted and anybody may join
-    #[arg(long)]
-    insecure: bool,
+    #[command(flatten)]
+    serve: ServeArgs,
     /// Instruction set of the optimizer; the result is the same
     #[arg(long, value_name = "SET", default_value = "auto", value_parser = Isa::parse)]
     simd: Isa,
@@ -43,9 +40,11 @@ pub(crate) struct CoordinatorArgs {
 /// Arguments of `lockstep worker`.
 #[derive(Args, Debug)]
 pub(crate) struct WorkerArgs {
-    /// The coordinator, such as http://10.0.0.1:7400
+    /// The coordinator, such as https://10.0.0.1:7400
     #[arg(long, value_name = "URL")]
     coordinator: String,
+    #[command(flatten)]
+    connect: ConnectArgs,
     #[command(flatten)]
     compute: ComputeArgs,
     /// Name for people [default: host name and process id]
@@ -91,26 +90,23 @@ pub(crate) async fn wait_briefly(what: impl Future) {
 
 /// Runs `lockstep coordinator`.
 pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
-    if !args.listen.ip().is_loopback() && !args.insecure {
-        return Err(usage(anyhow::anyhow!(
-            "{} is not a loopback address: anybody who reaches it could join or read the run; add --insecure if the network is trusted",
-            args.listen
-        )));
-    }
+    let credentials = args.serve.credentials()?;
     let (prepared, origin) = args.run.prepare(args.simd)?;
     let runtime = runtime()?;
+    let listen = args.serve.listen;
     let listener = runtime
-        .block_on(TcpListener::bind(args.listen))
-        .with_context(|| format!("cannot listen on {}", args.listen))
+        .block_on(TcpListener::bind(listen))
+        .with_context(|| format!("cannot listen on {listen}"))
         .map_err(usage)?;
     let address = listener.local_addr().context("cannot tell the port")?;
     let form = Form::choose(args.json);
     let result = runtime.block_on(async {
         let coordinator = prepared.start(origin, args.simd, true)?;
         // Also beside JSON: with port 0, nothing else tells the address.
-        eprintln!("run {:?} waits for workers: lockstep worker --coordinator http://{address}", prepared.spec.name);
+        let (name, scheme) = (&prepared.spec.name, args.serve.scheme());
+        eprintln!("run {name:?} waits for workers: lockstep worker --coordinator {scheme}://{address}");
         let shown = tokio::spawn(progress::follow(coordinator.hub(), form));
-        let server = grpc::serve(listener, prepared.served(&coordinator));
+        let server = grpc::serve(listener, prepared.served(&coordinator), credentials);
         let result = coordinator.run(interrupted()).await;
         wait_briefly(server.shut_down()).await;
         shown.await.context("the progress display failed")?;
@@ -140,7 +136,7 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
 pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<()> {
     let compute = Compute { isa: args.compute.simd, threads: args.compute.threads(1) };
     let options = WorkerOptions {
-        coordinator: complete_url(&args.coordinator),
+        coordinator: args.connect.target(&args.coordinator, JOIN_TOKEN)?,
         name: args.name.unwrap_or_else(default_name),
         compute,
         patience: Duration::from_secs(args.patience),
@@ -172,17 +168,10 @@ pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<()> {
                 say(&reason);
                 Ok(())
             }
-            Err(error @ (WorkerError::Refused(_) | WorkerError::Engine(_) | WorkerError::Url { .. })) => {
-                Err(usage(error))
-            }
-            Err(error) => Err(error.into()),
+            Err(error @ WorkerError::NoCoordinator { .. }) => Err(error.into()),
+            Err(error) => Err(usage(error)),
         }
     })
-}
-
-/// Accepts `host:port` as well as a whole URL.
-pub(crate) fn complete_url(given: &str) -> String {
-    if given.contains("://") { given.to_owned() } else { format!("http://{given}") }
 }
 
 fn default_name() -> String {

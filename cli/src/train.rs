@@ -7,10 +7,11 @@ use lockstep_common::image_grid::GridError;
 use lockstep_common::kernel::Isa;
 use lockstep_common::model_file::TrainedModel;
 use lockstep_common::nn::Loss;
-use lockstep_coordinator::grpc;
+use lockstep_coordinator::grpc::{self, CredentialSources, Credentials, TokenSource, TokenSources};
 use lockstep_coordinator::outputs::{self, MODEL_FILE, Summary};
 use lockstep_coordinator::round::Outcome;
 use lockstep_coordinator::{Origin, RunResult};
+use lockstep_proto::token::Token;
 use lockstep_worker::session::Compute;
 use tokio::net::TcpListener;
 
@@ -116,8 +117,10 @@ async fn train(
         Some(workers) => {
             let listener = TcpListener::bind("127.0.0.1:0").await.context("cannot listen on a loopback port")?;
             let url = format!("http://{}", listener.local_addr().context("cannot tell the loopback port")?);
-            let server = grpc::serve(listener, prepared.served(&coordinator));
-            let mut children = local::spawn_workers(workers, &url, compute)?;
+            // Other users of this machine reach the port as well.
+            let token = Token::random().context("cannot make a token")?;
+            let server = grpc::serve(listener, prepared.served(&coordinator), only_with(&token)?);
+            let mut children = local::spawn_workers(workers, &url, &token, compute)?;
             let shutdown = async {
                 tokio::select! {
                     reason = roles::interrupted() => reason,
@@ -132,6 +135,12 @@ async fn train(
     };
     shown.await.context("the progress display failed")?;
     Ok(result)
+}
+
+/// Credentials that let in who has the token, to work and for nothing else.
+fn only_with(token: &Token) -> anyhow::Result<Credentials> {
+    let tokens = TokenSources { join: TokenSource::Fixed(token.clone()), watch: None, control: None };
+    Ok(Credentials::load(CredentialSources { tls: None, tokens: Some(tokens) })?)
 }
 
 /// Writes the results and says where they are.

@@ -42,6 +42,35 @@ impl fmt::Display for MemberId {
     }
 }
 
+/// A worker, as an operator calls it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WorkerChoice {
+    /// By its identity.
+    Member(MemberId),
+    /// By the name that it gave.
+    Name(String),
+}
+
+impl From<&str> for WorkerChoice {
+    /// An identity such as `w3#1`; anything else is a name.
+    fn from(given: &str) -> Self {
+        let member = || {
+            let (worker, incarnation) = given.strip_prefix('w')?.split_once('#')?;
+            Some(MemberId { worker: worker.parse().ok()?, incarnation: incarnation.parse().ok()? })
+        };
+        member().map_or_else(|| Self::Name(given.to_owned()), Self::Member)
+    }
+}
+
+impl fmt::Display for WorkerChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Member(member) => member.fmt(f),
+            Self::Name(name) => write!(f, "{name:?}"),
+        }
+    }
+}
+
 /// What is computed leaf by leaf: a round's gradient, or the validation loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Work {

@@ -9,7 +9,9 @@ use lockstep_common::config::RunSpec;
 use lockstep_common::ledger::Record;
 use lockstep_common::placement::PlacedData;
 use lockstep_common::progress::{Event as Progressed, RunState, RunStatus, TimedEvent, Transport, WorkerStatus};
-use lockstep_common::protocol::{Assignment, FromWorker, LeafTask, MemberId, Refusal, ToWorker, Welcome, Work};
+use lockstep_common::protocol::{
+    Assignment, FromWorker, LeafTask, MemberId, Refusal, ToWorker, Welcome, Work, WorkerChoice,
+};
 use lockstep_common::shared_memory::FloatBuffer;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
@@ -19,7 +21,7 @@ use crate::aggregate::{FromAggregator, ToAggregator};
 use crate::checkpoint::{CheckpointWriter, Draft};
 use crate::expected::ExpectedSamples;
 use crate::journal::Journal;
-use crate::link::{Inbound, Link};
+use crate::link::{DrainError, Inbound, Link};
 use crate::monitor::Hub;
 use crate::round::{ConnectionId, Effect, Event, Machine, Occasion, Outcome, ToMember};
 use crate::trouble::Trouble;
@@ -131,6 +133,15 @@ impl Driver {
                 self.step(Event::Join { connection, request }).await;
             }
             Inbound::Closed(member, reason) => self.step(Event::Lost(member, reason)).await,
+            Inbound::Stop(reason) => self.step(Event::Stop(reason)).await,
+            Inbound::Drain { worker, answer } => {
+                let chosen = self.choose(worker);
+                if let Ok(member) = &chosen {
+                    self.step(Event::Drain(*member)).await;
+                }
+                // An operator who does not wait for the answer any more needs none.
+                let _ = answer.send(chosen);
+            }
             Inbound::From(member, message) => match message {
                 FromWorker::Heartbeat => self.step(Event::Heartbeat(member)).await,
                 FromWorker::Cached { list, shard } => self.step(Event::Cached(member, list, shard)).await,
@@ -142,6 +153,21 @@ impl Driver {
                 FromWorker::Drain => self.step(Event::Drain(member)).await,
                 FromWorker::Failed { reason } => self.step(Event::Lost(member, reason)).await,
             },
+        }
+    }
+
+    /// The member that an operator means.
+    fn choose(&self, worker: WorkerChoice) -> Result<MemberId, DrainError> {
+        let means = |id: MemberId, name: &str| match &worker {
+            WorkerChoice::Member(member) => *member == id,
+            WorkerChoice::Name(wanted) => wanted == name,
+        };
+        let found: Vec<MemberId> =
+            self.machine.members().filter(|(id, member)| means(*id, &member.name)).map(|(id, _)| id).collect();
+        match (&found[..], worker) {
+            ([member], _) => Ok(*member),
+            ([_, ..], WorkerChoice::Name(name)) => Err(DrainError::Ambiguous { name, members: found }),
+            (_, worker) => Err(DrainError::Unknown(worker)),
         }
     }
 

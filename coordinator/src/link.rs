@@ -1,7 +1,7 @@
 //! What the driver and its workers are connected by: gRPC, or channels inside one process.
 
 use lockstep_common::progress::Transport;
-use lockstep_common::protocol::{FromWorker, JoinRequest, MemberId, Refusal, ToWorker, Welcome};
+use lockstep_common::protocol::{FromWorker, JoinRequest, MemberId, Refusal, ToWorker, Welcome, WorkerChoice};
 use tokio::sync::{mpsc, oneshot};
 
 /// Messages from all workers that may wait for the driver. Gradient parts are the large ones: 64 of 1 MiB.
@@ -46,6 +46,35 @@ pub enum Inbound {
     From(MemberId, FromWorker),
     /// A member's connection is gone.
     Closed(MemberId, String),
+    /// An operator wants the run to end.
+    Stop(String),
+    /// An operator wants a worker to leave.
+    Drain {
+        /// Which one.
+        worker: WorkerChoice,
+        /// Where the answer goes.
+        answer: oneshot::Sender<Result<MemberId, DrainError>>,
+    },
+}
+
+/// Why no worker is asked to leave.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DrainError {
+    /// There is none such.
+    #[error("there is no worker {0}; `lockstep monitor --workers` lists them")]
+    Unknown(WorkerChoice),
+    /// There are several.
+    #[error("{} workers are called {name:?}: {}; name one of these", members.len(), listed(members))]
+    Ambiguous {
+        /// The name.
+        name: String,
+        /// Who has it.
+        members: Vec<MemberId>,
+    },
+}
+
+fn listed(members: &[MemberId]) -> String {
+    members.iter().map(MemberId::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Where connections hand in what reaches the driver.

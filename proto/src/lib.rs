@@ -7,7 +7,10 @@
 pub mod chunk;
 pub mod convert;
 pub mod limits;
+pub mod secret_file;
 pub mod status;
+pub mod target;
+pub mod token;
 pub mod transport;
 mod wire_error;
 

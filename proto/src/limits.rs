@@ -43,6 +43,10 @@ pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection attempt ends after this time. Loss of one SYN costs a retransmission after 1 s; two need a new attempt.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// A TLS handshake ends after this time, on both sides: two round trips and two signatures take milliseconds; a lost
+/// packet costs a second.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Control messages that wait for one peer. A round is one `Assign`, one `Keep` and some heartbeats; a peer that is 64
 /// behind does not read at all. An assignment's pieces wait here too: 64 * 1 MiB bounds their memory.
 pub const SESSION_QUEUE: usize = 64;
@@ -75,6 +79,34 @@ pub const MAX_AXES: usize = 8;
 
 /// Elements of one sample: 2^28 floats are 1 GiB, the limit that models have as well.
 pub const MAX_SAMPLE_ELEMENTS: usize = 1 << 28;
+
+/// A new connection must make a call that it may make within this time, and a new session or exchange must say whose it
+/// is: a worker does both at once. Probes of health make no such call; their connections last no longer.
+pub const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a coordinator looks whether the files of its certificates and tokens have changed: they have a few
+/// kilobytes.
+pub const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Characters of a token, at least: 16 hexadecimal digits are 64 bits. At 64 tries a second, which is what the limit on
+/// joins leaves, half of them take four billion years.
+pub const MIN_TOKEN_BYTES: usize = 16;
+
+/// Characters of a token, at most: far more than 256 bits need in any form, and far below [`MAX_HEADER_BYTES`].
+pub const MAX_TOKEN_BYTES: usize = 512;
+
+/// Tokens in one file: the one in use, and others while it is being replaced.
+pub const MAX_TOKENS_PER_FILE: usize = 8;
+
+/// A token file: so many lines of so many characters, with room for line ends.
+pub const MAX_TOKEN_FILE_BYTES: usize = MAX_TOKENS_PER_FILE * (MAX_TOKEN_BYTES + 16);
+
+/// A file with certificates or a key, in PEM: a certificate has some 2 KiB, so that this is a bundle of hundreds, as
+/// large as those that systems come with.
+pub const MAX_PEM_FILE_BYTES: usize = 1 << 20;
+
+/// All headers of a request together: a token, a path and gRPC's own have less than 2 KiB.
+pub const MAX_HEADER_BYTES: u32 = 8 * 1024;
 
 #[cfg(test)]
 mod tests {

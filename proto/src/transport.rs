@@ -1,11 +1,16 @@
 //! Servers and clients with the protocol's limits set, so that no caller forgets one.
 
-use tonic::transport::{Channel, Endpoint, Server};
+use tonic::body::Body;
+use tonic::client::GrpcService;
+use tonic::codegen::{Body as HttpBody, Bytes, StdError};
+use tonic::transport::{Endpoint, Server};
 
 use crate::limits::{
-    CONNECT_TIMEOUT, CONNECTION_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_FRAME_BYTES,
+    CONNECT_TIMEOUT, CONNECTION_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_FRAME_BYTES, MAX_HEADER_BYTES,
     MAX_MESSAGE_BYTES, MAX_MONITOR_MESSAGE_BYTES, MAX_STREAMS_PER_CONNECTION, STREAM_WINDOW_BYTES,
 };
+use crate::v1::control_service_client::ControlServiceClient;
+use crate::v1::control_service_server::{ControlService, ControlServiceServer};
 use crate::v1::monitor_service_client::MonitorServiceClient;
 use crate::v1::monitor_service_server::{MonitorService, MonitorServiceServer};
 use crate::v1::worker_service_client::WorkerServiceClient;
@@ -17,6 +22,7 @@ pub fn server() -> Server {
         .tcp_nodelay(true)
         .max_frame_size(MAX_FRAME_BYTES)
         .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -36,9 +42,13 @@ pub fn configure(endpoint: Endpoint) -> Endpoint {
         .keep_alive_while_idle(true)
 }
 
-/// What workers call. Bulk calls go over a channel of their own, so that they cannot delay heartbeats.
-pub fn worker_client(channel: Channel) -> WorkerServiceClient<Channel> {
-    WorkerServiceClient::new(channel)
+/// What workers call. Bulk calls go over a connection of their own, so that they cannot delay heartbeats.
+pub fn worker_client<C>(connection: C) -> WorkerServiceClient<C>
+where
+    C: GrpcService<Body, Error: Into<StdError>>,
+    C::ResponseBody: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static,
+{
+    WorkerServiceClient::new(connection)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
@@ -51,8 +61,12 @@ pub fn worker_server<S: WorkerService>(service: S) -> WorkerServiceServer<S> {
 }
 
 /// What monitors call.
-pub fn monitor_client(channel: Channel) -> MonitorServiceClient<Channel> {
-    MonitorServiceClient::new(channel).max_decoding_message_size(MAX_MONITOR_MESSAGE_BYTES)
+pub fn monitor_client<C>(connection: C) -> MonitorServiceClient<C>
+where
+    C: GrpcService<Body, Error: Into<StdError>>,
+    C::ResponseBody: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static,
+{
+    MonitorServiceClient::new(connection).max_decoding_message_size(MAX_MONITOR_MESSAGE_BYTES)
 }
 
 /// What serves monitors. Their requests are small; the responses list every member.
@@ -60,4 +74,20 @@ pub fn monitor_server<S: MonitorService>(service: S) -> MonitorServiceServer<S> 
     MonitorServiceServer::new(service)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MONITOR_MESSAGE_BYTES)
+}
+
+/// What operators call.
+pub fn control_client<C>(connection: C) -> ControlServiceClient<C>
+where
+    C: GrpcService<Body, Error: Into<StdError>>,
+    C::ResponseBody: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static,
+{
+    ControlServiceClient::new(connection).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// What serves operators.
+pub fn control_server<S: ControlService>(service: S) -> ControlServiceServer<S> {
+    ControlServiceServer::new(service)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }

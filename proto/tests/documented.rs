@@ -10,7 +10,7 @@ use protox::prost_reflect::prost_types::{DescriptorProto, EnumDescriptorProto, F
 fn files() -> Vec<(FileDescriptorProto, HashSet<Vec<i32>>)> {
     let pool = DescriptorPool::decode(lockstep_proto::FILE_DESCRIPTOR_SET).unwrap();
     let files: Vec<FileDescriptorProto> = pool.file_descriptor_protos().cloned().collect();
-    assert_eq!(files.len(), 3);
+    assert_eq!(files.len(), 4);
     assert!(files.iter().all(|file| file.package() == "lockstep.v1"));
     let commented = |file: &FileDescriptorProto| {
         let info = file.source_code_info.as_ref().expect("comments are part of the descriptor set");

@@ -10,14 +10,14 @@ use lockstep_common::protocol::{self, FromWorker, Job, JoinRequest, MemberId, Sh
 use lockstep_proto::convert::{ExchangeDown, Hello, SessionDown, SessionReader, ShardReader, ShardRequest, Upward};
 use lockstep_proto::limits::{EXCHANGE_QUEUE, SESSION_QUEUE};
 use lockstep_proto::status::{Refusal, Verdict, describe, verdict};
+use lockstep_proto::target::{Access, ConnectError, Connection, Target, TargetError};
 use lockstep_proto::v1::worker_service_client::WorkerServiceClient;
 use lockstep_proto::{transport, v1};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::engine::EngineError;
 use crate::session::{self, Compute, Outgoing, SessionEnd, ShardSource, Transport};
@@ -33,8 +33,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How a worker finds and serves its coordinator.
 #[derive(Clone, Debug)]
 pub struct WorkerOptions {
-    /// For example `http://10.0.0.1:7400`.
-    pub coordinator: String,
+    /// Where the coordinator is, and what it demands.
+    pub coordinator: Target,
     /// A name for people.
     pub name: String,
     /// How it computes.
@@ -48,17 +48,20 @@ pub struct WorkerOptions {
 /// Why a worker ends without the run having ended.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The address is none.
-    #[error("{url:?} is no address of a coordinator: {reason}; expected something like http://10.0.0.1:7400")]
-    Url {
-        /// What was given.
-        url: String,
-        /// What is wrong with it.
-        reason: String,
-    },
+    /// The address is none, or a file or token cannot be used.
+    #[error(transparent)]
+    Target(#[from] TargetError),
     /// The coordinator does not want this worker, and trying again cannot help.
     #[error("the coordinator refused this worker: {0}")]
     Refused(String),
+    /// One of both does not trust the other.
+    #[error("cannot join the run at {url}: {cause}")]
+    Untrusted {
+        /// Where.
+        url: String,
+        /// What is wrong.
+        cause: ConnectError,
+    },
     /// This worker cannot compute what the run needs.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -79,6 +82,8 @@ enum Attempt {
     Over(SessionEnd),
     /// The coordinator cannot be reached, or does not answer.
     Unreachable(String),
+    /// One of both does not trust the other's certificate, or the token is not the right one.
+    Untrusted(ConnectError),
 }
 
 /// Works for the coordinator until the run ends. A lost connection is made anew; when `drain` becomes true, the worker
@@ -91,9 +96,7 @@ pub async fn run(
     mut drain: watch::Receiver<bool>,
     say: &(dyn Fn(&str) + Sync),
 ) -> Result<String, WorkerError> {
-    let endpoint = Endpoint::from_shared(options.coordinator.clone())
-        .map_err(|error| WorkerError::Url { url: options.coordinator.clone(), reason: error.to_string() })?;
-    let endpoint = transport::configure(endpoint);
+    let mut access = options.coordinator.load()?;
     let request = JoinRequest {
         process: process_number(),
         name: options.name.clone(),
@@ -104,12 +107,14 @@ pub async fn run(
     };
     let mut searching_since = Instant::now();
     let mut pause = FIRST_PAUSE;
+    let mut was_member = false;
     loop {
         let tried_at = Instant::now();
-        let attempt = take_part(&endpoint, &request, &options, drain.clone(), say).await?;
+        let attempt = take_part(&access, &request, &options, drain.clone(), say).await?;
         let last = match attempt {
             Attempt::Over(SessionEnd::Finished(reason)) => return Ok(reason),
             Attempt::Over(SessionEnd::Evicted(reason)) => {
+                was_member = true;
                 say(&format!("evicted: {reason}; joining again"));
                 searching_since = Instant::now();
                 // A worker that is put out again and again must not keep the coordinator busy.
@@ -119,6 +124,7 @@ pub async fn run(
                 reason
             }
             Attempt::Over(SessionEnd::Lost(reason)) => {
+                was_member = true;
                 say(&format!("{reason}; looking for the coordinator"));
                 (searching_since, pause) = (Instant::now(), FIRST_PAUSE);
                 reason
@@ -127,29 +133,50 @@ pub async fn run(
                 info!("{reason}");
                 reason
             }
+            // One that was let in before waits for renewed certificates and tokens, or for its own to be accepted again.
+            Attempt::Untrusted(cause) if was_member => {
+                warn!("{cause}");
+                cause.to_string()
+            }
+            Attempt::Untrusted(cause) => {
+                return Err(WorkerError::Untrusted { url: options.coordinator.url, cause });
+            }
         };
         if searching_since.elapsed() >= options.patience {
             let waited = options.patience.as_secs();
-            return Err(WorkerError::NoCoordinator { url: options.coordinator, waited, last });
+            return Err(WorkerError::NoCoordinator { url: options.coordinator.url, waited, last });
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             _ = drain.wait_for(|drain| *drain) => return Ok("left, not being a member".to_owned()),
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
+        // Certificates and tokens may have been renewed.
+        match options.coordinator.load() {
+            Ok(renewed) => access = renewed,
+            Err(error) => warn!("the certificates and the token of before stay in use: {error}"),
+        }
     }
 }
 
 async fn take_part(
-    endpoint: &Endpoint,
+    access: &Access,
     request: &JoinRequest,
     options: &WorkerOptions,
     drain: watch::Receiver<bool>,
     say: &(dyn Fn(&str) + Sync),
 ) -> Result<Attempt, WorkerError> {
-    let transport = match connect(endpoint, request, options.shared_memory).await {
+    let control = match access.connect().await {
+        Ok(connection) => connection,
+        Err(error @ ConnectError { permanent: true, .. }) => return Ok(Attempt::Untrusted(error)),
+        Err(ConnectError { reason, .. }) => return Ok(Attempt::Unreachable(reason)),
+    };
+    let transport = match join(access, control, request, options.shared_memory).await {
         Ok(transport) => transport,
         Err(status) => {
+            if let Some(untrusted) = access.refused(&status) {
+                return Ok(Attempt::Untrusted(untrusted));
+            }
             let reason = describe(&status);
             if let Some(Refusal::NotAdmitted(protocol::Refusal::Finished { .. })) = Refusal::of(&status) {
                 return Ok(Attempt::Over(SessionEnd::Finished(reason)));
@@ -166,8 +193,8 @@ async fn take_part(
 }
 
 /// Joins: a session on one connection, an exchange and shards on another, so that bulk data cannot delay heartbeats.
-async fn connect(endpoint: &Endpoint, request: &JoinRequest, share: bool) -> Result<Transport, Status> {
-    let mut control = transport::worker_client(channel(endpoint).await?);
+async fn join(access: &Access, control: Connection, request: &JoinRequest, share: bool) -> Result<Transport, Status> {
+    let mut control = transport::worker_client(control);
     let (session_requests, requests) = mpsc::channel::<v1::SessionRequest>(SESSION_QUEUE);
     let joined = tokio_stream::once(v1::SessionRequest::from(request.clone())).chain(ReceiverStream::new(requests));
     let mut responses = answered(control.session(joined)).await?.into_inner();
@@ -182,7 +209,8 @@ async fn connect(endpoint: &Endpoint, request: &JoinRequest, share: bool) -> Res
         _ => return Err(Status::unavailable("another message came before the welcome")),
     };
 
-    let mut bulk = transport::worker_client(channel(endpoint).await?);
+    let bulk = access.connect().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let mut bulk = transport::worker_client(bulk);
     let shards = RemoteShards { client: bulk.clone(), member: welcome.member, job: welcome.job.clone() };
     let (exchange_requests, requests) = mpsc::channel::<v1::ExchangeRequest>(EXCHANGE_QUEUE);
     let sharing = open_shared(&welcome, share).map(Arc::new);
@@ -221,18 +249,6 @@ fn open_shared(welcome: &Welcome, share: bool) -> Option<Sharing> {
             None
         }
     }
-}
-
-async fn channel(endpoint: &Endpoint) -> Result<Channel, Status> {
-    endpoint.connect().await.map_err(|error| {
-        let mut reason = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(error) = source {
-            reason = format!("{reason}: {error}");
-            source = error.source();
-        }
-        Status::unavailable(reason)
-    })
 }
 
 async fn answered<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
@@ -326,7 +342,7 @@ async fn write(
 /// The coordinator as a source of shards.
 #[derive(Clone)]
 pub struct RemoteShards {
-    client: WorkerServiceClient<Channel>,
+    client: WorkerServiceClient<Connection>,
     member: MemberId,
     job: Job,
 }

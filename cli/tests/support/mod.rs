@@ -129,13 +129,25 @@ impl Place {
 
     /// Starts a coordinator with the same settings, on a free port. Returns it when it listens, and its URL.
     pub(crate) fn coordinator(&self, out: &str, rounds: u32, more: &[&str]) -> (Running, String) {
-        let mut arguments = quick_arguments(out, rounds);
+        self.coordinator_with(out, rounds, more, &[])
+    }
+
+    /// Starts a coordinator with the same settings and `more` arguments and variables. Returns it when it listens, and
+    /// its URL.
+    pub(crate) fn coordinator_with(
+        &self,
+        out: &str,
+        rounds: u32,
+        more: &[&str],
+        variables: &[(&str, &str)],
+    ) -> (Running, String) {
+        let mut arguments = vec!["coordinator".to_owned(), "--listen".into(), "127.0.0.1:0".into()];
+        arguments.extend(quick_arguments(out, rounds));
         arguments.extend(more.iter().map(|&word| word.to_owned()));
-        let mut coordinator = self
-            .start(&[&["coordinator".to_owned(), "--listen".into(), "127.0.0.1:0".into()][..], &arguments].concat());
+        let mut coordinator = Running::start_with(self.path(), &arguments, variables);
         let line = coordinator.wait_for_line("lockstep worker --coordinator ");
         let url = line.rsplit(' ').next().expect("an address at the end of the line").to_owned();
-        assert!(url.starts_with("http://127.0.0.1:"), "{line}");
+        assert!(url.contains("://127.0.0.1:"), "{line}");
         (coordinator, url)
     }
 

@@ -55,11 +55,20 @@ impl Ended {
 impl Running {
     /// Starts the program with `arguments` in `directory`.
     pub(crate) fn start<S: AsRef<str>>(directory: &Path, arguments: &[S]) -> Self {
+        Self::start_with(directory, arguments, &[])
+    }
+
+    /// Starts the program with `arguments` in `directory`, with more variables in its environment.
+    pub(crate) fn start_with<S: AsRef<str>>(directory: &Path, arguments: &[S], variables: &[(&str, &str)]) -> Self {
         let arguments: Vec<&str> = arguments.iter().map(AsRef::as_ref).collect();
         let mut child = Command::new(env!("CARGO_BIN_EXE_lockstep"))
             .args(&arguments)
             .current_dir(directory)
             .env_remove("LOCKSTEP_LOG")
+            .env_remove("LOCKSTEP_JOIN_TOKEN")
+            .env_remove("LOCKSTEP_WATCH_TOKEN")
+            .env_remove("LOCKSTEP_CONTROL_TOKEN")
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -110,6 +119,16 @@ impl Running {
 
     fn shown(&self) -> String {
         format!("{}\nstdout so far:\n{}\nstderr so far:\n{}", self.command, self.stdout, self.stderr)
+    }
+
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has said on standard error, as far as it was read.
+    pub(crate) fn stderr(&self) -> &str {
+        &self.stderr
     }
 
     /// Waits until the process has ended.

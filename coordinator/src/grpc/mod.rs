@@ -1,5 +1,9 @@
-//! The coordinator's gRPC server: workers, monitors, health and reflection on one port.
+//! The coordinator's gRPC server: workers, monitors, operators, health and reflection on one port.
 
+mod accept;
+mod access;
+mod control_service;
+mod credentials;
 mod monitor_service;
 mod sharing;
 mod worker_service;
@@ -13,12 +17,13 @@ use lockstep_proto::{FILE_DESCRIPTOR_SET, transport};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::TcpListenerStream;
 use tracing::error;
 
 use crate::link::Inbox;
 use crate::monitor::Hub;
+use access::Gate;
+use control_service::Controlling;
+pub use credentials::{CredentialError, CredentialSources, Credentials, TlsFiles, TokenSource, TokenSources};
 use monitor_service::Monitoring;
 use worker_service::Workers;
 
@@ -51,11 +56,11 @@ impl Server {
     }
 }
 
-/// Starts serving on `listener`.
-pub fn serve(listener: TcpListener, served: Served) -> Server {
+/// Starts serving on `listener` whoever `credentials` let in.
+pub fn serve(listener: TcpListener, served: Served, credentials: Credentials) -> Server {
     let (stop, stopped) = oneshot::channel();
     let task = tokio::spawn(async move {
-        if let Err(error) = run(listener, served, stopped).await {
+        if let Err(error) = run(listener, served, credentials, stopped).await {
             error!("the gRPC server has ended: {error}");
         }
     });
@@ -65,6 +70,7 @@ pub fn serve(listener: TcpListener, served: Served) -> Server {
 async fn run(
     listener: TcpListener,
     served: Served,
+    credentials: Credentials,
     stopped: oneshot::Receiver<()>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let Served { inbox, job, data, hub, region } = served;
@@ -73,26 +79,26 @@ async fn run(
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
+    let controlling = transport::control_server(Controlling::new(inbox.clone()));
     let workers = transport::worker_server(Workers::new(inbox, job, data, region));
     let monitoring = transport::monitor_server(Monitoring::new(hub));
     let (health, health_service) = tonic_health::server::health_reporter();
     set_serving(&health, &workers).await;
     set_serving(&health, &monitoring).await;
-    // Small messages must not wait for more to send.
-    let sockets = TcpListenerStream::new(listener).map(|socket| {
-        socket.and_then(|socket| {
-            socket.set_nodelay(true)?;
-            Ok(socket)
-        })
-    });
+    set_serving(&health, &controlling).await;
+    let gate = Gate::new(credentials.current());
+    let connections = accept::accept(listener, credentials.current());
+    tokio::spawn(credentials.follow());
     transport::server()
+        .layer(gate)
         .add_service(workers)
         .add_service(monitoring)
+        .add_service(controlling)
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
         // Python's grpcio asks for the older version.
         .add_service(reflection().build_v1alpha()?)
-        .serve_with_incoming_shutdown(sockets, async {
+        .serve_with_incoming_shutdown(connections, async {
             let _ = stopped.await;
         })
         .await?;

@@ -3,27 +3,23 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use lockstep_common::placement::PlacedData;
 use lockstep_common::progress::Transport;
 use lockstep_common::protocol::{CHUNK_FLOATS, FromWorker, Job, MemberId, ToWorker};
 use lockstep_common::shared_memory::Region;
 use lockstep_proto::convert::{Downward, ExchangeUp, SessionUp, ShardRequest, shard_messages};
-use lockstep_proto::limits::SESSION_QUEUE;
+use lockstep_proto::limits::{INTRODUCTION_TIMEOUT, SESSION_QUEUE};
 use lockstep_proto::v1::worker_service_server::WorkerService;
 use lockstep_proto::{WireError, status, v1};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
-use tonic::transport::server::TcpConnectInfo;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::accept::Peer;
 use super::sharing::{Down, GRADIENT_SLOTS, Sharing, responses};
 use crate::link::{Inbound, Inbox, Link, LinkError};
-
-/// How long a new stream may take to say who it is.
-const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Versions of the parameters that may wait for one worker. The chunks of a version are shared by all workers.
 const QUEUED_VERSIONS: usize = 3;
@@ -69,9 +65,8 @@ impl Workers {
 
     /// Memory to share with a worker that connects from this host's own address.
     fn sharing<T>(&self, request: &Request<T>) -> Option<Arc<Sharing>> {
-        let connection = request.extensions().get::<TcpConnectInfo>()?;
-        let (ours, theirs) = (connection.local_addr()?.ip(), connection.remote_addr()?.ip());
-        let region = self.region.clone().filter(|_| theirs.is_loopback() || ours == theirs)?;
+        let peer = request.extensions().get::<Arc<Peer>>()?;
+        let region = self.region.clone().filter(|_| peer.is_this_host())?;
         Sharing::new(region, self.parameters).map(Arc::new)
     }
 }

@@ -122,7 +122,8 @@ impl Machine {
             }
             (State::Finished, _) => return Err(Rejected::Finished),
             (State::Working(progress), Event::Stop(reason)) if matches!(progress.work, Work::Gradient { .. }) => {
-                self.stopping = Some(Stopping { reason, deadline: now + STOP_GRACE });
+                // Asked again, it does not wait longer.
+                self.stopping.get_or_insert(Stopping { reason, deadline: now + STOP_GRACE });
                 self.stop_if_vain(now, &mut effects);
             }
             (_, Event::Stop(reason)) => self.finish(now, Outcome::Stopped(reason), &mut effects),

@@ -4,6 +4,7 @@
 //! (assignments may come in pieces), [`ShardReader`] and [`shard_messages`] for a shard.
 
 mod assignment;
+mod control;
 mod exchange;
 mod identity;
 mod job;
@@ -14,6 +15,7 @@ mod samples;
 mod session;
 mod shard;
 
+pub use control::stop_reason;
 pub use exchange::{
     ExchangeDown, ExchangeUp, Hello, node_chunk, node_slot, parameter_chunk, parameter_slot, release_gradient,
     release_parameters,
