@@ -266,6 +266,7 @@ mod tests {
             nodes: vec![Contribution { by: MemberId { worker: 2, incarnation: 1 }, node: schedule.tree.root() }],
             leaves: (0..4).map(used).collect(),
             hedged: Vec::new(),
+            checked: Vec::new(),
         }
     }
 

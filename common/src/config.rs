@@ -291,6 +291,7 @@ impl RunConfig {
             shared_memory: cluster.shared_memory,
             work_timeout: Duration::from_millis(cluster.work_timeout_ms),
             checkpoint: self.checkpoint,
+            spot_check: cluster.spot_check,
         })
     }
 }
@@ -380,6 +381,8 @@ pub struct RunSpec {
     pub work_timeout: Duration,
     /// When checkpoints are written.
     pub checkpoint: CheckpointConfig,
+    /// About one leaf in so many is computed twice and compared; 0 for none.
+    pub spot_check: u32,
 }
 
 impl RunSpec {

@@ -102,6 +102,9 @@ pub struct Record {
     /// the same bits: it changes nothing but who is credited.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hedged: Vec<u32>,
+    /// Leaves that two workers computed with the same bits, ascending.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checked: Vec<u32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -432,6 +435,7 @@ mod tests {
                 .collect(),
             leaves: (0..4).map(digest).collect(),
             hedged: Vec::new(),
+            checked: Vec::new(),
         }
     }
 

@@ -223,6 +223,20 @@ pub struct LeafTask {
     pub leaf: u32,
     /// Its samples in the order of use, if the worker has not cached the leaf's shard.
     pub inline: Option<Arc<Samples>>,
+    /// How it is to be handed in.
+    pub handing: Handing,
+}
+
+/// How a leaf is to be handed in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Handing {
+    /// As a part of the largest nodes that can be made.
+    #[default]
+    Summed,
+    /// As a node by itself, whose report has the digest of its gradient.
+    Alone,
+    /// As a report with the digest of its gradient, and nothing else: for comparison.
+    Compared,
 }
 
 /// Leaves to compute for a piece of work.
@@ -251,6 +265,8 @@ pub struct NodeReport {
     pub compute: Duration,
     /// How long that assignment had waited for its parameters.
     pub waited: Duration,
+    /// The digest of the node's gradient, if it was asked for.
+    pub gradient: Option<Digest>,
 }
 
 /// A part of a node's gradient sum.
@@ -328,6 +344,8 @@ pub enum FromWorker {
     },
     /// A node is computed; for a round, the parts of its gradient follow.
     Announce(NodeReport),
+    /// A leaf is computed for comparison; nothing follows.
+    Compared(NodeReport),
     /// A part of a node's gradient.
     NodeChunk(NodeChunk),
     /// A whole node's gradient, which goes the same ways.
@@ -368,6 +386,12 @@ pub enum Refusal {
         run: Digest,
         /// The worker's.
         worker: Digest,
+    },
+    /// The worker has computed wrong bits before.
+    #[error("this worker is barred from the run: it {reason}")]
+    Barred {
+        /// What it computed, and what would have been right.
+        reason: String,
     },
     /// There is nothing left to do.
     #[error("the run has ended: {reason}")]

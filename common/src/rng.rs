@@ -21,6 +21,8 @@ pub enum Purpose {
     EpochOrder = 3,
     /// Inputs of the self-test behind the numerics fingerprint.
     SelfTest = 4,
+    /// Which leaves of a round are computed twice, and by whom.
+    SpotCheck = 5,
 }
 
 /// A stream of random numbers, addressed by (seed, purpose, two indices).

@@ -25,6 +25,7 @@ use tokio::sync::mpsc;
 use tracing::debug;
 
 use crate::checkpoint::{Draft, Snapshots};
+use crate::held::Held;
 use chunk_task::{Chunk, ChunkTask, ChunkTimes, Piece};
 
 /// What the aggregator is told, in this order for each round: one `Begin`; then, for each node, one `Expect` before the
@@ -44,6 +45,12 @@ pub enum ToAggregator {
     Expect(MemberId, NodeId),
     /// Take a snapshot for a checkpoint, before the next `Begin`.
     Checkpoint(Box<Draft>),
+    /// From now on, what comes of a member is to be kept out of the sum until it is released.
+    Hold(MemberId),
+    /// What is held of a member goes into the sum, and so does what still comes of its nodes.
+    Release(MemberId),
+    /// What is held of a member is thrown away, and so is what still comes of its nodes.
+    Discard(MemberId),
     /// A part of a node's gradient.
     Chunk(MemberId, NodeChunk),
     /// A node's whole gradient, from a worker that shares the memory that it lies in.
@@ -123,6 +130,7 @@ struct Round {
     step: AdamStep,
     /// For each awaited node, which of its chunks are there.
     awaited: HashMap<(MemberId, NodeId), Vec<bool>>,
+    held: Held<Vec<(usize, Piece)>>,
     updated: usize,
     took: Aggregation,
 }
@@ -211,6 +219,17 @@ impl Aggregator {
                 }
             }
             ToAggregator::Checkpoint(draft) => self.checkpoint(*draft),
+            ToAggregator::Hold(member) => self.round.iter_mut().for_each(|round| round.held.hold(member)),
+            ToAggregator::Release(member) => {
+                let Some(round) = &mut self.round else { return Ok(()) };
+                let (number, held) = (round.number, round.held.release(member));
+                held.into_iter().try_for_each(|(node, pieces)| self.take(member, number, node, pieces))?;
+            }
+            ToAggregator::Discard(member) => {
+                let Some(round) = &mut self.round else { return Ok(()) };
+                round.awaited.retain(|(id, _), _| *id != member);
+                round.held.release(member);
+            }
             ToAggregator::Chunk(member, part) => self.chunk(member, part)?,
             ToAggregator::Whole { member, round, node, gradient } => self.whole(member, round, node, gradient)?,
         }
@@ -226,6 +245,7 @@ impl Aggregator {
             broadcast,
             step,
             awaited: HashMap::new(),
+            held: Held::default(),
             updated: 0,
             took: Aggregation::default(),
         });
@@ -260,6 +280,7 @@ impl Aggregator {
     fn take(&mut self, member: MemberId, number: u64, node: NodeId, pieces: Vec<(usize, Piece)>) -> Result<(), Closed> {
         let Some(round) = self.round.as_mut().filter(|round| round.number == number) else { return Ok(()) };
         let Some(there) = round.awaited.get_mut(&(member, node)) else { return Ok(()) };
+        let Some(pieces) = round.held.keep(member, node, pieces) else { return Ok(()) };
         pieces.iter().for_each(|&(chunk, _)| there[chunk] = true);
         if there.iter().all(|&there| there) {
             round.awaited.remove(&(member, node));

@@ -23,7 +23,7 @@ use crate::expected::ExpectedSamples;
 use crate::journal::Journal;
 use crate::link::{DrainError, Inbound, Link};
 use crate::monitor::Hub;
-use crate::round::{ConnectionId, Effect, Event, Machine, Occasion, Outcome, ToMember};
+use crate::round::{ConnectionId, Effect, Event, Machine, Occasion, Outcome, Task, ToMember};
 use crate::trouble::Trouble;
 
 /// How often leases and late leaves are looked at: a small part of the time that a leaf may be late.
@@ -146,6 +146,7 @@ impl Driver {
                 FromWorker::Heartbeat => self.step(Event::Heartbeat(member)).await,
                 FromWorker::Cached { list, shard } => self.step(Event::Cached(member, list, shard)).await,
                 FromWorker::Announce(report) => self.step(Event::Announced(member, report)).await,
+                FromWorker::Compared(report) => self.step(Event::Compared(member, report)).await,
                 FromWorker::NodeChunk(chunk) => self.aggregate(ToAggregator::Chunk(member, chunk)).await,
                 FromWorker::NodeWhole { round, node, gradient } => {
                     self.aggregate(ToAggregator::Whole { member, round, node, gradient }).await;
@@ -234,6 +235,12 @@ impl Driver {
                 self.aggregate(ToAggregator::Begin { round, samples, chunks }).await;
             }
             Effect::Expect(member, node) => self.aggregate(ToAggregator::Expect(member, node)).await,
+            Effect::Hold(member, node) => {
+                self.aggregate(ToAggregator::Hold(member)).await;
+                self.aggregate(ToAggregator::Expect(member, node)).await;
+            }
+            Effect::Release(member) => self.aggregate(ToAggregator::Release(member)).await,
+            Effect::Discard(member) => self.aggregate(ToAggregator::Discard(member)).await,
             Effect::Record(record) => self.commit(&record),
             Effect::Checkpoint(standing, occasion) => self.checkpoint(*standing, occasion).await,
             Effect::Publish(event) => self.publish(event),
@@ -290,9 +297,10 @@ impl Driver {
             ToMember::Keep(shards) => self.send(member, ToWorker::Keep(shards)).await,
             ToMember::Parameters(version) => self.send_parameters(member, version).await,
             ToMember::Assign(work, leaves) => {
-                let leaves = leaves.into_iter().map(|(leaf, inline)| LeafTask {
+                let leaves = leaves.into_iter().map(|Task { leaf, inline, handing }| LeafTask {
                     leaf,
                     inline: inline.then(|| Arc::new(self.data.pack(work.split(), &self.expected.samples(work, leaf)))),
+                    handing,
                 });
                 let leaves = leaves.collect();
                 self.send(member, ToWorker::Assign(Assignment { work, leaves })).await;

@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod driver;
 pub mod expected;
 pub mod grpc;
+mod held;
 pub mod journal;
 pub mod link;
 mod log_file;

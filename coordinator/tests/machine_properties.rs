@@ -29,6 +29,8 @@ fn spec(samples: u32, validation_samples: u32, batch_size: u32, shards: u32, min
     let mut config = RunConfig { name: Some("test".into()), epochs: 2, batch_size, shards, ..RunConfig::default() };
     config.cluster.min_workers = min_workers;
     config.checkpoint.every_rounds = 2;
+    // The simulation has them.
+    config.cluster.spot_check = 0;
     let data = DataFacts {
         name: "test".into(),
         sample_shape: Shape::new([28, 28]),
@@ -174,6 +176,7 @@ impl World {
                 let upload = Upload { member, round: *round, node, left: CHUNKS };
                 self.workers.get_mut(&member).expect("a member").announced.push(upload);
             }
+            Effect::Hold(..) | Effect::Release(_) | Effect::Discard(_) => panic!("nothing is checked"),
             Effect::Record(record) => {
                 assert_eq!(record.round, self.records.len() as u64, "each round is committed once, in order");
                 self.records.push(record);
@@ -190,7 +193,7 @@ impl World {
             ToMember::Parameters(version) => worker.version = Some(version),
             ToMember::Assign(work, leaves) => {
                 assert!(worker.version.is_some(), "{member} has work, but was never sent parameters");
-                let leaves: Vec<u32> = leaves.into_iter().map(|(leaf, _)| leaf).collect();
+                let leaves: Vec<u32> = leaves.into_iter().map(|task| task.leaf).collect();
                 let nodes = self.spec.schedule.tree.cover_set(&leaves);
                 worker.tasks.extend(nodes.into_iter().map(|node| (work, node)));
             }
@@ -214,6 +217,7 @@ impl World {
             digests,
             compute: Duration::from_millis(1),
             waited: Duration::ZERO,
+            gradient: None,
         }
     }
 

@@ -70,6 +70,7 @@ impl Refusal {
             Self::NotAdmitted(
                 protocol::Refusal::Version { .. }
                 | protocol::Refusal::Fingerprint { .. }
+                | protocol::Refusal::Barred { .. }
                 | protocol::Refusal::Finished { .. },
             ) => Code::FailedPrecondition,
             Self::NotAMember { .. } => Code::Aborted,
@@ -181,6 +182,9 @@ impl TryFrom<v1::Refusal> for Refusal {
                 let worker = digest(&worker).at(M, "fingerprint_mismatch.worker")?;
                 protocol::Refusal::Fingerprint { run, worker }.into()
             }
+            Reason::Barred(barred) => {
+                protocol::Refusal::Barred { reason: text(barred.reason).at(M, "barred.reason")? }.into()
+            }
             Reason::RunFinished(finished) => {
                 protocol::Refusal::Finished { reason: text(finished.reason).at(M, "run_finished.reason")? }.into()
             }
@@ -211,6 +215,9 @@ fn not_admitted(refusal: protocol::Refusal) -> Reason {
             run: digest_bytes(run),
             worker: digest_bytes(worker),
         }),
+        protocol::Refusal::Barred { reason } => {
+            Reason::Barred(v1::Barred { reason: clip(reason, MAX_REFUSAL_TEXT_BYTES) })
+        }
         protocol::Refusal::Finished { reason } => {
             Reason::RunFinished(v1::RunFinished { reason: clip(reason, MAX_REFUSAL_TEXT_BYTES) })
         }

@@ -182,9 +182,19 @@ fn assignments() {
         let checksum = chunk::samples_checksum(ids, data);
         Some(v1::SamplePiece { ids: ids.to_vec(), data: Bytes::copy_from_slice(data), checksum })
     };
-    let cached = |leaf| v1::LeafTask { leaf, inline: None, more: false };
-    let inline = |leaf, ids: &[u32], data: &[u8]| v1::LeafTask { leaf, inline: piece(ids, data), more: false };
-    let more = |leaf, ids: &[u32], data: &[u8]| v1::LeafTask { leaf, inline: piece(ids, data), more: true };
+    let cached = |leaf| v1::LeafTask { leaf, inline: None, more: false, handing: v1::Handing::Summed.into() };
+    let inline = |leaf, ids: &[u32], data: &[u8]| v1::LeafTask {
+        leaf,
+        inline: piece(ids, data),
+        more: false,
+        handing: v1::Handing::Summed.into(),
+    };
+    let more = |leaf, ids: &[u32], data: &[u8]| v1::LeafTask {
+        leaf,
+        inline: piece(ids, data),
+        more: true,
+        handing: v1::Handing::Summed.into(),
+    };
     let work = Some(v1::Work { kind: 1, round: 5 });
     let part = |leaves| v1::Assign { work, leaves, last: false };
     let whole = |leaves| v1::Assign { work, leaves, last: true };
@@ -278,6 +288,7 @@ fn node_chunks_and_reports() {
         digests: Bytes::from_static(&[0; 32]),
         compute_micros: u64::MAX,
         waited_micros: 1,
+        gradient: None,
     };
     exchange(Announce(done.clone())).expect("NaN is a loss");
     let digests = |bytes: &'static [u8]| Announce(v1::Announce { digests: Bytes::from_static(bytes), ..done.clone() });

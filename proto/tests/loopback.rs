@@ -6,8 +6,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use lockstep_common::protocol::{
-    Assignment, CHUNK_FLOATS, FromWorker, JoinRequest, LeafTask, MemberId, Refusal, ShardRef, Split, ToWorker, Welcome,
-    Work,
+    Assignment, CHUNK_FLOATS, FromWorker, Handing, JoinRequest, LeafTask, MemberId, Refusal, ShardRef, Split, ToWorker,
+    Welcome, Work,
 };
 use lockstep_common::reduce::NodeId;
 use lockstep_common::shared_memory::FloatBuffer;
@@ -31,7 +31,8 @@ fn job() -> lockstep_common::protocol::Job {
 }
 
 fn assignment() -> Assignment {
-    let leaf = |leaf| LeafTask { leaf, inline: Some(Arc::new(samples(leaf * 3000, 3000, 784))) };
+    let leaf =
+        |leaf| LeafTask { leaf, inline: Some(Arc::new(samples(leaf * 3000, 3000, 784))), handing: Handing::Summed };
     Assignment { work: Work::Gradient { round: 0 }, leaves: (0..4).map(leaf).collect() }
 }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use lockstep_common::progress::{RunStatus, TimedEvent};
 use lockstep_common::protocol::{
-    Assignment, CHUNK_FLOATS, FromWorker, KeepList, LeafTask, MemberId, ShardRef, Split, ToWorker, Welcome, Work,
+    Assignment, CHUNK_FLOATS, FromWorker, Handing, KeepList, LeafTask, MemberId, ShardRef, Split, ToWorker, Welcome,
+    Work,
 };
 use lockstep_common::reduce::NodeId;
 use lockstep_proto::convert::{
@@ -173,7 +174,7 @@ fn a_large_assignment_comes_in_pieces_and_arrives_whole() {
         welcome.job = small_job(8, 8_000_000, 8_000_000, side);
         let leaf = |leaf| {
             let inline = (leaf != 3).then(|| Arc::new(samples(leaf * per_leaf, per_leaf, side * side)));
-            LeafTask { leaf, inline }
+            LeafTask { leaf, inline, handing: Handing::Alone }
         };
         let assignment = Assignment { work: Work::Gradient { round: 3 }, leaves: (0..5).map(leaf).collect() };
         let (read, messages) = answered(&welcome, ToWorker::Assign(assignment.clone()));
@@ -191,7 +192,9 @@ fn the_largest_messages_of_the_largest_run_are_within_the_limit() {
     let (read, _) = answered(&welcome, ToWorker::Keep(keep.clone()));
     assert!(matches!(read, ToWorker::Keep(read) if read == keep));
 
-    let leaves = |inline: Option<Arc<_>>| (0..1 << 16).map(move |leaf| LeafTask { leaf, inline: inline.clone() });
+    let leaves = |inline: Option<Arc<_>>| {
+        (0..1 << 16).map(move |leaf| LeafTask { leaf, inline: inline.clone(), handing: Handing::Compared })
+    };
     for (inline, pieces) in [(None, 3), (Some(Arc::new(samples(5, 1, 4))), 4)] {
         let assignment = Assignment { work: Work::Evaluation { round: u64::MAX }, leaves: leaves(inline).collect() };
         let (read, messages) = answered(&welcome, ToWorker::Assign(assignment.clone()));
@@ -208,6 +211,7 @@ fn the_largest_messages_of_the_largest_run_are_within_the_limit() {
         digests: vec![lockstep_common::hash::Digest(u128::MAX); 1 << 16],
         compute: std::time::Duration::MAX,
         waited: std::time::Duration::from_micros(7),
+        gradient: Some(lockstep_common::hash::Digest(3)),
     };
     let [FromWorker::Announce(read)] = &exchange(FromWorker::Announce(report.clone()))[..] else { panic!() };
     assert_eq!(read.digests, report.digests);
@@ -256,6 +260,7 @@ fn a_negative_zero_stays_one() {
         digests: vec![lockstep_common::hash::Digest(0)],
         compute: std::time::Duration::ZERO,
         waited: std::time::Duration::ZERO,
+        gradient: None,
     };
     let [FromWorker::Announce(read)] = &exchange(FromWorker::Announce(report))[..] else { panic!() };
     assert_eq!(read.loss.to_bits(), (-0.0f64).to_bits());

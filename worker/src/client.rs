@@ -211,7 +211,7 @@ async fn join(access: &Access, control: Connection, request: &JoinRequest, share
 
     let bulk = access.connect().await.map_err(|error| Status::unavailable(error.to_string()))?;
     let mut bulk = transport::worker_client(bulk);
-    let shards = RemoteShards { client: bulk.clone(), member: welcome.member, job: welcome.job.clone() };
+    let shards = RemoteShards::new(bulk.clone(), welcome.member, welcome.job.clone());
     let (exchange_requests, requests) = mpsc::channel::<v1::ExchangeRequest>(EXCHANGE_QUEUE);
     let sharing = open_shared(&welcome, share).map(Arc::new);
     if let Some(sharing) = &sharing {
@@ -348,6 +348,11 @@ pub struct RemoteShards {
 }
 
 impl RemoteShards {
+    /// The shards of a run that `member` takes part in.
+    pub fn new(client: WorkerServiceClient<Channel>, member: MemberId, job: Job) -> Self {
+        Self { client, member, job }
+    }
+
     /// Fetches a shard.
     ///
     /// # Errors

@@ -7,11 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use lockstep_common::hash::Digest;
 use lockstep_common::kernel::{AlignedFloats, Isa};
 use lockstep_common::model::{LayoutHash, ModelError};
 use lockstep_common::nn::{Buffers, LeafSource, Network, NodeSum, Weights, evaluate, subtree};
 use lockstep_common::placement::ShardSamples;
-use lockstep_common::protocol::{Assignment, Bytes, CHUNK_FLOATS, Job, LeafTask, NodeReport, ShardRef, Work, chunks};
+use lockstep_common::protocol::{
+    Assignment, Bytes, CHUNK_FLOATS, Handing, Job, LeafTask, NodeReport, ShardRef, Work, chunks,
+};
 use lockstep_common::reduce::NodeId;
 use lockstep_common::shard::samples_digest;
 use lockstep_common::shared_memory::{FloatBuffer, Region};
@@ -63,6 +66,8 @@ pub enum Output {
         /// Its gradient sum.
         gradient: FloatBuffer,
     },
+    /// A leaf, for comparison.
+    Compared(NodeReport),
     /// The engine cannot do what it was told.
     Failed(String),
 }
@@ -268,10 +273,14 @@ impl Engine {
             self.packed_version = Some(work.version());
         }
         let weights = Weights { parameters, packed: &self.packed };
-        let leaves: Vec<u32> = source.leaves.keys().copied().collect();
+        // Leaves that are compared with others' come by themselves.
+        let (alone, summed): (Vec<u32>, Vec<u32>) =
+            source.leaves.keys().partition(|leaf| source.asks_for_digest(NodeId::leaf(**leaf)));
+        let mut nodes = self.job.schedule.tree.cover_set(&summed);
+        nodes.extend(alone.into_iter().map(NodeId::leaf));
         let (network, buffers) = (&self.network, &self.buffers);
         pool.install(|| {
-            self.job.schedule.tree.cover_set(&leaves).into_par_iter().for_each(|node| {
+            nodes.into_par_iter().for_each(|node| {
                 let sum = match work {
                     Work::Gradient { .. } => subtree(network, weights, node, &source, buffers),
                     Work::Evaluation { .. } => evaluate(network, weights, node, &source, buffers),
@@ -281,8 +290,14 @@ impl Engine {
                 }
                 let NodeSum { gradient, loss, samples } = sum;
                 let digests = node.leaves().map(|leaf| source.leaves[&leaf].digest()).collect();
+                let gradient_digest = source.asks_for_digest(node).then(|| Digest::of_floats(&gradient));
                 let compute = started.elapsed();
-                let report = NodeReport { work, node, loss, samples, digests, compute, waited };
+                let report =
+                    NodeReport { work, node, loss, samples, digests, compute, waited, gradient: gradient_digest };
+                if source.compares(node) {
+                    buffers.recycle(gradient);
+                    return emit(Output::Compared(report));
+                }
                 emit(Output::Node { report, gradient });
             });
         });
@@ -290,8 +305,8 @@ impl Engine {
 
     /// The samples of an assignment's leaves.
     fn source(&mut self, assignment: &Assignment) -> Result<Source, String> {
-        let mut leaves = BTreeMap::new();
-        for LeafTask { leaf, inline } in &assignment.leaves {
+        let (mut leaves, mut handings) = (BTreeMap::new(), BTreeMap::new());
+        for LeafTask { leaf, inline, handing } in &assignment.leaves {
             if !self.job.schedule.tree.contains(NodeId::leaf(*leaf)) {
                 return Err(format!("leaf {leaf} does not exist in a tree of {}", self.job.schedule.tree.shards()));
             }
@@ -305,8 +320,11 @@ impl Engine {
                 None => self.cached(assignment.work, *leaf)?,
             };
             leaves.insert(*leaf, samples);
+            if *handing != Handing::Summed {
+                handings.insert(*leaf, *handing);
+            }
         }
-        Ok(Source { leaves, work: assignment.work, newest: self.newest.clone() })
+        Ok(Source { leaves, handings, work: assignment.work, newest: self.newest.clone() })
     }
 
     fn cached(&mut self, work: Work, leaf: u32) -> Result<LeafSamples, String> {
@@ -360,8 +378,24 @@ impl LeafSamples {
 
 struct Source {
     leaves: BTreeMap<u32, LeafSamples>,
+    /// Leaves that are not simply summed.
+    handings: BTreeMap<u32, Handing>,
     work: Work,
     newest: NewestWork,
+}
+
+impl Source {
+    fn handing(&self, node: NodeId) -> Option<Handing> {
+        self.handings.get(&node.index).copied().filter(|_| node.level == 0)
+    }
+
+    fn asks_for_digest(&self, node: NodeId) -> bool {
+        self.handing(node).is_some()
+    }
+
+    fn compares(&self, node: NodeId) -> bool {
+        self.handing(node) == Some(Handing::Compared)
+    }
 }
 
 impl LeafSource for Source {

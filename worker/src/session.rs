@@ -137,6 +137,9 @@ pub async fn run(
                         warn!("{reason}");
                         outgoing.control.send(FromWorker::Failed { reason }).await.is_ok()
                     }
+                    Some(Output::Compared(report)) => {
+                        outgoing.bulk.send(FromWorker::Compared(report)).await.is_ok()
+                    }
                     Some(Output::Node { report, gradient }) => sender.send(report, gradient).await,
                 };
                 if !sent {

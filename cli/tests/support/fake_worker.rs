@@ -157,6 +157,7 @@ impl FakeWorker {
             digests: vec![samples_digest(ids.iter().copied())],
             compute: Duration::ZERO,
             waited: Duration::ZERO,
+            gradient: None,
         };
         (node, (&report).into())
     }

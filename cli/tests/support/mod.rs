@@ -7,6 +7,7 @@
 
 pub(crate) mod fake_worker;
 pub(crate) mod process;
+pub(crate) mod wrong_worker;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -141,10 +142,20 @@ impl Place {
         more: &[&str],
         variables: &[(&str, &str)],
     ) -> (Running, String) {
-        let mut arguments = vec!["coordinator".to_owned(), "--listen".into(), "127.0.0.1:0".into()];
-        arguments.extend(quick_arguments(out, rounds));
+        let mut arguments = quick_arguments(out, rounds);
         arguments.extend(more.iter().map(|&word| word.to_owned()));
-        let mut coordinator = Running::start_with(self.path(), &arguments, variables);
+        self.listening(&arguments, variables)
+    }
+
+    /// Starts a coordinator that goes on with a run, on a free port. Returns it when it listens, and its URL.
+    pub(crate) fn coordinator_again(&self, out: &str, more: &[&str]) -> (Running, String) {
+        let arguments: Vec<String> = [&["--resume", out], more].concat().into_iter().map(str::to_owned).collect();
+        self.listening(&arguments, &[])
+    }
+
+    fn listening(&self, arguments: &[String], variables: &[(&str, &str)]) -> (Running, String) {
+        let listen = ["coordinator", "--listen", "127.0.0.1:0"].map(str::to_owned);
+        let mut coordinator = Running::start_with(self.path(), &[&listen[..], arguments].concat(), variables);
         let line = coordinator.wait_for_line("lockstep worker --coordinator ");
         let url = line.rsplit(' ').next().expect("an address at the end of the line").to_owned();
         assert!(url.contains("://127.0.0.1:"), "{line}");

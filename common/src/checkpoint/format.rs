@@ -26,7 +26,7 @@ use crate::optim::adam::Moments;
 const MAGIC: [u8; 8] = *b"lockstp\n";
 
 /// Version of the format. Raised whenever the file or [`State`] changes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 const DIGEST_BYTES: usize = 16;
 /// Magic, format, state, parameters, digest.
@@ -196,7 +196,7 @@ mod tests {
                 epoch_samples: 4,
                 samples_seen: 5,
                 workers_lost: 6,
-                workers: vec![KnownWorker { process: u64::MAX, member }],
+                workers: vec![KnownWorker { process: u64::MAX, member, barred: Some("it was wrong".to_owned()) }],
             },
             ledger: LedgerPosition { bytes: 1234, chain: Digest(u128::MAX) },
             events_bytes: 99,
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn impossible_sizes_and_other_formats_are_refused_before_memory_is_taken() {
-        assert!(with_header(|header| header[8] = 2).contains("format 2, this program reads format 1"));
+        assert!(with_header(|header| header[8] = 9).contains(&format!("format 9, this program reads format {FORMAT}")));
         let huge = with_header(|header| header[16..24].fill(0xff));
         assert!(huge.contains("more than there can be"), "{huge}");
         let large = with_header(|header| header[16..24].copy_from_slice(&(1u64 << 40).to_le_bytes()));

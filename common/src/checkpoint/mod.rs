@@ -76,12 +76,14 @@ pub struct Standing {
 }
 
 /// A worker process that has been a member.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownWorker {
     /// The number that the process gave itself.
     pub process: u64,
     /// Its last join.
     pub member: MemberId,
+    /// Why it may not join again, if it computed wrong bits.
+    pub barred: Option<String>,
 }
 
 /// A place in a ledger.

@@ -19,6 +19,8 @@ pub struct ClusterConfig {
     /// A worker that gives signs of life, but has work and delivers nothing for so long, is evicted, in milliseconds; or
     /// for twenty times as long as rounds take, if that is longer.
     pub work_timeout_ms: u64,
+    /// About one leaf in so many is computed by a second worker as well, and the bits are compared; 0 for none.
+    pub spot_check: u32,
 }
 
 impl Default for ClusterConfig {
@@ -30,6 +32,7 @@ impl Default for ClusterConfig {
             shared_memory: true,
             lease_timeout_ms: 2500,
             work_timeout_ms: 60_000,
+            spot_check: 256,
         }
     }
 }

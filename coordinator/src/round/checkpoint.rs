@@ -14,6 +14,8 @@ pub(super) struct LastCheckpoint {
     at: Duration,
     rounds: u64,
     evaluated: u64,
+    /// Whether it lacks somebody who was barred since.
+    lacks_a_bar: bool,
 }
 
 impl Machine {
@@ -28,7 +30,7 @@ impl Machine {
         machine.epoch_loss = EpochLoss { sum: standing.epoch_loss, samples: standing.epoch_samples };
         machine.samples_seen = standing.samples_seen;
         machine.workers_lost = standing.workers_lost;
-        machine.last_checkpoint = LastCheckpoint { at: Duration::ZERO, rounds, evaluated };
+        machine.last_checkpoint = LastCheckpoint { rounds, evaluated, ..LastCheckpoint::default() };
         machine
     }
 
@@ -55,7 +57,8 @@ impl Machine {
         let epochs = |rounds: u64, evaluated: u64| rounds.min(evaluated) / rounds_per_epoch;
         let epochs = epochs(self.rounds, self.evaluated) - epochs(last.rounds, last.evaluated);
         let seconds = now.saturating_sub(last.at).as_secs();
-        if every(when.every_rounds, self.rounds - last.rounds)
+        if last.lacks_a_bar
+            || every(when.every_rounds, self.rounds - last.rounds)
             || every(when.every_epochs, epochs)
             || every(when.every_seconds, seconds)
         {
@@ -63,11 +66,17 @@ impl Machine {
         }
     }
 
+    /// Somebody was barred: the next edge has a checkpoint, so that a restart does not let it in again.
+    pub(super) fn keep_bar(&mut self) {
+        self.last_checkpoint.lacks_a_bar = true;
+    }
+
     /// Has a checkpoint written, unless the last one has everything.
     pub(super) fn checkpoint(&mut self, now: Duration, occasion: Occasion, effects: &mut Vec<Effect>) {
         let last = self.last_checkpoint;
         if (self.rounds, self.evaluated) != (last.rounds, last.evaluated) {
-            self.last_checkpoint = LastCheckpoint { at: now, rounds: self.rounds, evaluated: self.evaluated };
+            self.last_checkpoint =
+                LastCheckpoint { at: now, rounds: self.rounds, evaluated: self.evaluated, lacks_a_bar: false };
             effects.push(Effect::Checkpoint(Box::new(self.standing()), occasion));
         }
     }

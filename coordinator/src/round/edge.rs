@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use lockstep_common::progress::{EpochReport, Event as Progressed, RunState};
-use lockstep_common::protocol::{KeepList, MemberId, ShardRef, Split, Work};
+use lockstep_common::protocol::{Handing, KeepList, MemberId, ShardRef, Split, Work};
 
 use super::assign::Ownership;
-use super::event::{Effect, Occasion, Outcome, ToMember};
+use super::event::{Effect, Occasion, Outcome, Task, ToMember};
 use super::hedge::in_words;
 use super::machine::{EpochLoss, Machine, State, Stopping};
 use super::membership::MemberState;
@@ -15,6 +15,7 @@ use super::work::Progress;
 impl Machine {
     /// After a change of members: hands out leaves that nobody computes, or begins work that had to wait.
     pub(super) fn recruit(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        self.review(now, effects);
         match &self.state {
             State::Waiting => self.begin_next(now, effects),
             State::Working(progress) if !progress.unassigned().is_empty() => {
@@ -47,7 +48,7 @@ impl Machine {
     }
 
     /// Makes waiting members take part: they get the current parameters.
-    fn call_up(&mut self, state: MemberState, effects: &mut Vec<Effect>) {
+    pub(super) fn call_up(&mut self, state: MemberState, effects: &mut Vec<Effect>) {
         let version = self.rounds;
         for (id, member) in self.members.iter_mut() {
             if matches!(member.state, MemberState::Waiting | MemberState::Recruited) {
@@ -72,10 +73,19 @@ impl Machine {
     pub(super) fn assign(&mut self, now: Duration, member: MemberId, leaves: &[u32], effects: &mut Vec<Effect>) {
         let (State::Working(progress), false) = (&mut self.state, leaves.is_empty()) else { return };
         progress.assign(now, leaves, member);
-        self.send_tasks(now, member, leaves, effects);
+        self.send_tasks(now, member, leaves, None, effects);
     }
 
-    fn send_tasks(&mut self, now: Duration, id: MemberId, leaves: &[u32], effects: &mut Vec<Effect>) {
+    /// Sends leaves to a member, without noting that it is responsible for them. They are handed in as said, or as their
+    /// checks demand.
+    pub(super) fn send_tasks(
+        &mut self,
+        now: Duration,
+        id: MemberId,
+        leaves: &[u32],
+        handing: Option<Handing>,
+        effects: &mut Vec<Effect>,
+    ) {
         let State::Working(progress) = &self.state else { return };
         if let Some(member) = self.members.get_mut(id) {
             member.pace.assigned(now, progress.work, leaves.len() as u32);
@@ -84,7 +94,10 @@ impl Machine {
         let split = progress.work.split();
         let cached = self.members.get(id).map(|member| &member.cached);
         let has = |shard: u32| cached.is_some_and(|cached| cached.contains(&ShardRef { split, shard }));
-        let tasks = leaves.iter().map(|&leaf| (leaf, !has(leaf))).collect();
+        let checked = |leaf| progress.checks.iter().any(|check| check.leaf() == leaf);
+        let needed = |leaf| if checked(leaf) { Handing::Alone } else { Handing::Summed };
+        let task = |&leaf: &u32| Task { leaf, inline: !has(leaf), handing: handing.unwrap_or(needed(leaf)) };
+        let tasks = leaves.iter().map(task).collect();
         effects.push(Effect::Send(id, ToMember::Assign(progress.work, tasks)));
     }
 
@@ -95,7 +108,7 @@ impl Machine {
         let leaf = sample.start;
         for (id, part) in self.ownership.parts().to_vec() {
             if part.is_empty() && self.members.get(id).is_some_and(|member| member.pace.is_free()) {
-                self.send_tasks(now, id, &[leaf], effects);
+                self.send_tasks(now, id, &[leaf], None, effects);
             }
         }
     }
@@ -159,13 +172,16 @@ impl Machine {
             }
             _ => {}
         }
-        self.state = State::Working(Box::new(Progress::new(work, tree, now)));
+        let mut progress = Progress::new(work, tree, now);
+        progress.checks = self.choose_checks(work);
+        self.state = State::Working(Box::new(progress));
         for (member, part) in self.ownership.parts().to_vec() {
             self.assign(now, member, &part.collect::<Vec<u32>>(), effects);
         }
         if matches!(work, Work::Gradient { .. }) {
             self.measure_spares(now, effects);
         }
+        self.review(now, effects);
     }
 
     /// Tells every member whose shards have changed which it should have.

@@ -4,7 +4,7 @@ use lockstep_common::checkpoint::Standing;
 use lockstep_common::hash::Digest;
 use lockstep_common::ledger::Record;
 use lockstep_common::progress::{Aggregation, Event as Progressed};
-use lockstep_common::protocol::{JoinRequest, KeepList, MemberId, NodeReport, Refusal, ShardRef, Work};
+use lockstep_common::protocol::{Handing, JoinRequest, KeepList, MemberId, NodeReport, Refusal, ShardRef, Work};
 use lockstep_common::reduce::NodeId;
 
 use super::membership::ConnectionId;
@@ -25,6 +25,8 @@ pub enum Event {
     Cached(MemberId, u32, ShardRef),
     /// A member has computed a node and is about to send its gradient (or has none to send, for an evaluation).
     Announced(MemberId, NodeReport),
+    /// A member has computed a leaf for comparison.
+    Compared(MemberId, NodeReport),
     /// The last part of an announced node's gradient is there.
     Arrived {
         /// Who sent it.
@@ -77,6 +79,12 @@ pub enum Effect {
     },
     /// Take the parts of a node's gradient when they come.
     Expect(MemberId, NodeId),
+    /// Take them, too, but keep them out of the sum until the member's nodes are released.
+    Hold(MemberId, NodeId),
+    /// Let what is held of a member into the sum.
+    Release(MemberId),
+    /// Throw away what is held of a member.
+    Discard(MemberId),
     /// Append a round to the ledger.
     Record(Record),
     /// Write a checkpoint: the machine is at an edge and stands there.
@@ -96,6 +104,17 @@ pub enum Occasion {
     End,
 }
 
+/// A leaf to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Which leaf.
+    pub leaf: u32,
+    /// Whether its samples must be sent along.
+    pub inline: bool,
+    /// How it is to be handed in.
+    pub handing: Handing,
+}
+
 /// What members are told.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToMember {
@@ -103,8 +122,8 @@ pub enum ToMember {
     Keep(KeepList),
     /// A whole version of the parameters; those of later rounds follow as they are made.
     Parameters(u64),
-    /// Compute leaves; each with whether its samples must be sent along.
-    Assign(Work, Vec<(u32, bool)>),
+    /// Compute leaves.
+    Assign(Work, Vec<Task>),
     /// You are out.
     Evicted(String),
     /// The run, or your part in it, has ended.

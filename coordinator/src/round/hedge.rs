@@ -37,6 +37,11 @@ impl Machine {
         }
     }
 
+    /// How long an answer for a comparison may take before somebody else is asked.
+    pub(super) fn check_patience(&self) -> Duration {
+        self.usual_round().map_or(Duration::from_secs(1), |usual| 2 * usual + FLOOR)
+    }
+
     fn usual_round(&self) -> Option<Duration> {
         median(self.recent_rounds.iter().map(Duration::as_secs_f64).collect()).map(Duration::from_secs_f64)
     }

@@ -11,13 +11,13 @@ use lockstep_common::config::RunSpec;
 use lockstep_common::hash::Digest;
 use lockstep_common::ledger::Record;
 use lockstep_common::progress::{Breakdown, Event as Progressed, RoundReport};
-use lockstep_common::protocol::{JoinRequest, MemberId, NodeReport, Refusal, Work};
+use lockstep_common::protocol::{MemberId, NodeReport, Refusal, Work};
 use lockstep_common::reduce::NodeId;
 
 use super::assign::Ownership;
 use super::checkpoint::LastCheckpoint;
-use super::event::{Effect, Event, Outcome, Rejected, ToMember};
-use super::membership::{ConnectionId, Member, MemberState, Membership};
+use super::event::{Effect, Event, Outcome, Rejected};
+use super::membership::{Member, MemberState, Membership};
 use super::pace::Balance;
 use super::work::{Progress, Reduced};
 use crate::expected::ExpectedSamples;
@@ -55,7 +55,7 @@ pub struct Machine {
     pub(super) balance: Balance,
     /// How long the last rounds took.
     pub(super) recent_rounds: VecDeque<Duration>,
-    expected: ExpectedSamples,
+    pub(super) expected: ExpectedSamples,
     /// Rounds completed.
     pub(super) rounds: u64,
     /// The last version whose validation loss is known or not wanted.
@@ -152,8 +152,10 @@ impl Machine {
                 self.hedge(now, &mut effects);
                 self.stop_if_vain(now, &mut effects);
                 self.end_if_done(now, &mut effects);
+                self.review_and_recruit(now, &mut effects);
             }
             (_, Event::Announced(member, report)) => self.announced(now, member, report, &mut effects)?,
+            (_, Event::Compared(member, report)) => self.compared(now, member, &report, &mut effects)?,
             (_, Event::Arrived { member, work, node }) => self.arrived(now, member, work, node, &mut effects)?,
             (_, Event::Reduced { round, gradient_norm, parameters, took }) => {
                 let progress = self.at_work(Work::Gradient { round })?;
@@ -183,6 +185,14 @@ impl Machine {
         }
     }
 
+    /// Whether a member owes nothing to the work at hand, neither leaves nor an answer to a check.
+    pub(super) fn has_delivered(&self, member: MemberId) -> bool {
+        match &self.state {
+            State::Working(progress) => progress.outstanding(member).is_empty() && !progress.is_checked(member),
+            _ => true,
+        }
+    }
+
     /// Rounds completed.
     pub fn rounds(&self) -> u64 {
         self.rounds
@@ -199,61 +209,10 @@ impl Machine {
     }
 
     /// Looks up a member and notes that it is alive.
-    fn member(&mut self, now: Duration, id: MemberId) -> Result<&mut Member, Rejected> {
+    pub(super) fn member(&mut self, now: Duration, id: MemberId) -> Result<&mut Member, Rejected> {
         let member = self.members.get_mut(id).ok_or(Rejected::NotAMember(id))?;
         member.last_seen = now;
         Ok(member)
-    }
-
-    fn join(&mut self, now: Duration, connection: ConnectionId, request: &JoinRequest, effects: &mut Vec<Effect>) {
-        let MachineConfig { version, fingerprint, .. } = &self.config;
-        let refusal = if request.version != *version {
-            Some(Refusal::Version { run: version.clone(), worker: request.version.clone() })
-        } else if request.fingerprint != *fingerprint {
-            Some(Refusal::Fingerprint { run: *fingerprint, worker: request.fingerprint })
-        } else {
-            None
-        };
-        if let Some(refusal) = refusal {
-            effects.push(Effect::Refuse(connection, refusal));
-            return;
-        }
-        let (member, replaced) = self.members.admit(now, request);
-        effects.push(Effect::Admit(connection, member));
-        effects.push(Effect::Publish(Progressed::Joined { member, name: request.name.clone() }));
-        if let Some(replaced) = replaced {
-            self.remove(replaced, &format!("{member} took its place"), effects);
-        }
-        self.recruit(now, effects);
-    }
-
-    fn lose(&mut self, now: Duration, id: MemberId, reason: &str, effects: &mut Vec<Effect>) -> Result<(), Rejected> {
-        if self.members.get(id).is_none() {
-            return Err(Rejected::NotAMember(id));
-        }
-        self.remove(id, reason, effects);
-        self.recruit(now, effects);
-        Ok(())
-    }
-
-    /// Evicts members whose lease has expired, and those that live but do not deliver.
-    fn expire(&mut self, now: Duration, effects: &mut Vec<Effect>) {
-        let lease = self.config.spec.lease_timeout;
-        let silent = |(member, silent): (MemberId, Duration)| {
-            let (silent, lease) = (silent.as_secs_f64(), lease.as_secs_f64());
-            (member, format!("silent for {silent:.1} s, the lease is {lease:.1} s"))
-        };
-        let mut expired: Vec<(MemberId, String)> = self.members.expired(now, lease).into_iter().map(silent).collect();
-        let stuck = self.stuck(now);
-        let not_silent = |(id, _): &(MemberId, String)| expired.iter().all(|(other, _)| other != id);
-        let stuck: Vec<(MemberId, String)> = stuck.into_iter().filter(not_silent).collect();
-        expired.extend(stuck);
-        for (member, reason) in &expired {
-            self.evict(*member, reason, effects);
-        }
-        if !expired.is_empty() {
-            self.recruit(now, effects);
-        }
     }
 
     /// Ends a run that is told to stop, if the round under way takes too long or nobody computes it.
@@ -261,33 +220,6 @@ impl Machine {
         let nobody = self.members.len() == 0;
         if let Some(Stopping { reason, .. }) = self.stopping.take_if(|stopping| nobody || now >= stopping.deadline) {
             self.finish(now, Outcome::Stopped(reason), effects);
-        }
-    }
-
-    fn evict(&mut self, member: MemberId, reason: &str, effects: &mut Vec<Effect>) {
-        effects.push(Effect::Send(member, ToMember::Evicted(reason.to_owned())));
-        self.remove(member, reason, effects);
-    }
-
-    fn remove(&mut self, member: MemberId, reason: &str, effects: &mut Vec<Effect>) {
-        self.members.remove(member);
-        self.workers_lost += 1;
-        if let State::Working(progress) = &mut self.state {
-            progress.forget(member);
-        }
-        effects.push(Effect::Close(member));
-        effects.push(Effect::Publish(Progressed::Left { member, reason: reason.to_owned() }));
-    }
-
-    /// Lets members go that want to leave and have nothing left to deliver.
-    pub(super) fn release_drained(&mut self, effects: &mut Vec<Effect>) {
-        let draining = self.members.iter().filter(|(_, member)| member.state == MemberState::Draining);
-        let done: Vec<MemberId> = draining.map(|(id, _)| id).filter(|&id| self.outstanding(id).is_empty()).collect();
-        for member in done {
-            self.members.remove(member);
-            effects.push(Effect::Send(member, ToMember::Finished("drained".to_owned())));
-            effects.push(Effect::Close(member));
-            effects.push(Effect::Publish(Progressed::Left { member, reason: "drained".to_owned() }));
         }
     }
 
@@ -316,8 +248,22 @@ impl Machine {
             return Ok(());
         }
         let (work, node) = (report.work, report.node);
-        self.at_work(work)?.announce(id, report);
+        if let Err(reason) = self.answer(now, id, &report) {
+            self.evict(id, &reason, effects);
+            self.recruit(now, effects);
+            return Ok(());
+        }
+        self.review_and_recruit(now, effects);
+        if self.members.get(id).is_none() {
+            return Ok(());
+        }
+        let progress = self.at_work(work)?;
+        progress.announce(id, report);
         match work {
+            Work::Gradient { .. } if progress.is_checked(id) => {
+                progress.held.insert(id);
+                effects.push(Effect::Hold(id, node));
+            }
             Work::Gradient { .. } => effects.push(Effect::Expect(id, node)),
             Work::Evaluation { .. } => self.arrived(now, id, work, node, effects)?,
         }
@@ -366,7 +312,7 @@ impl Machine {
     }
 
     /// The work under way, if it is the one that a message is about.
-    fn at_work(&mut self, got: Work) -> Result<&mut Progress, Rejected> {
+    pub(super) fn at_work(&mut self, got: Work) -> Result<&mut Progress, Rejected> {
         match &mut self.state {
             State::Working(progress) => {
                 if progress.work == got {
@@ -398,6 +344,7 @@ impl Machine {
             nodes: progress.contributions(),
             leaves: progress.digests(),
             hedged: progress.hedged(),
+            checked: progress.checked(),
         }));
         effects.push(Effect::Publish(Progressed::Round(RoundReport {
             round,

@@ -70,6 +70,8 @@ pub(super) struct Membership {
     /// Incarnations up to this one may have been given by a coordinator that was killed before it could write down that
     /// it had.
     past_incarnations: u32,
+    /// Workers that computed wrong bits, and how.
+    barred: BTreeMap<u32, String>,
 }
 
 impl Membership {
@@ -79,12 +81,15 @@ impl Membership {
             members: BTreeMap::new(),
             processes: workers.iter().map(|known| (known.process, known.member)).collect(),
             past_incarnations: restarts.saturating_mul(INCARNATIONS_PER_START),
+            barred: workers.iter().filter_map(|known| Some((known.member.worker, known.barred.clone()?))).collect(),
         }
     }
 
     /// Every worker process seen.
     pub(super) fn known(&self) -> Vec<KnownWorker> {
-        self.processes.iter().map(|(&process, &member)| KnownWorker { process, member }).collect()
+        let barred = |member: MemberId| self.barred.get(&member.worker).cloned();
+        let known = |(&process, &member): (&u64, &MemberId)| KnownWorker { process, member, barred: barred(member) };
+        self.processes.iter().map(known).collect()
     }
 
     /// Admits a worker. Returns who it is, and the incarnation that it replaces if that is still a member.
@@ -112,6 +117,21 @@ impl Membership {
         };
         self.members.insert(id, member);
         (id, replaced)
+    }
+
+    /// Puts a worker out for the rest of the run.
+    pub(super) fn bar(&mut self, worker: u32, reason: &str) {
+        self.barred.insert(worker, reason.to_owned());
+    }
+
+    /// Whether a worker is barred.
+    pub(super) fn is_barred(&self, worker: u32) -> bool {
+        self.barred.contains_key(&worker)
+    }
+
+    /// Why a worker process is barred, if it is.
+    pub(super) fn barred_process(&self, process: u64) -> Option<&str> {
+        self.barred.get(&self.processes.get(&process)?.worker).map(String::as_str)
     }
 
     /// Removes a member.

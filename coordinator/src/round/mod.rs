@@ -3,7 +3,9 @@
 //! This module has no clock, no IO and no async code. Events go in, effects come out, and the time is an argument; the
 //! [driver](crate::driver) performs the effects.
 
+mod arrivals;
 mod assign;
+mod check;
 mod checkpoint;
 mod edge;
 mod event;
@@ -14,7 +16,7 @@ mod pace;
 mod work;
 
 pub use assign::Ownership;
-pub use event::{Effect, Event, Occasion, Outcome, Rejected, ToMember};
+pub use event::{Effect, Event, Occasion, Outcome, Rejected, Task, ToMember};
 pub use machine::{Machine, MachineConfig};
 pub use membership::{ConnectionId, Member, MemberState};
 pub use pace::Pace;

@@ -1,6 +1,6 @@
 //! The piece of work at hand: which leaves are assigned to whom, and which are done.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lockstep_common::hash::Digest;
@@ -9,6 +9,7 @@ use lockstep_common::progress::Aggregation;
 use lockstep_common::protocol::{MemberId, NodeReport, Work};
 use lockstep_common::reduce::{NodeId, Reduction, Tree};
 
+use super::check::Check;
 use super::membership::median;
 
 /// Sum of losses and number of samples under a tree node.
@@ -63,6 +64,12 @@ pub(super) struct Progress {
     finished: BTreeMap<MemberId, f64>,
     /// Whether people were told that nobody is left to compute.
     pub(super) deserted: bool,
+    /// Leaves that are computed twice.
+    pub(super) checks: Vec<Check>,
+    /// Members whose nodes are kept out of the sum until their checks are over.
+    pub(super) held: BTreeSet<MemberId>,
+    /// A leaf whose check waits for somebody to decide.
+    pub(super) undecided: Option<u32>,
 }
 
 impl Progress {
@@ -79,6 +86,9 @@ impl Progress {
             longest_download: Duration::ZERO,
             finished: BTreeMap::new(),
             deserted: false,
+            checks: Vec::new(),
+            held: BTreeSet::new(),
+            undecided: None,
         }
     }
 
@@ -143,11 +153,39 @@ impl Progress {
     /// Takes a member's leaves away. What it has delivered stays, and so do its announcements: the rest of an announced
     /// node may be on its way from a connection that is gone, and is as good as anybody's.
     pub(super) fn forget(&mut self, member: MemberId) {
+        self.checks.iter_mut().for_each(|check| check.forget(member));
         for leaf in &mut self.leaves {
             let others = |holder: &(MemberId, Duration)| holder.0 != member;
             leaf.copy = leaf.copy.filter(others);
             leaf.assigned = leaf.assigned.filter(others).or_else(|| leaf.copy.take());
         }
+    }
+
+    /// Whether a member is to compute a leaf, which nobody may have delivered yet.
+    pub(super) fn computes(&self, member: MemberId, leaf: u32) -> bool {
+        self.holders(leaf).any(|id| id == member)
+    }
+
+    /// Who is to compute a leaf.
+    pub(super) fn holders(&self, leaf: u32) -> impl Iterator<Item = MemberId> {
+        let leaf = &self.leaves[leaf as usize];
+        [leaf.assigned, leaf.copy].into_iter().flatten().map(|(id, _)| id)
+    }
+
+    /// Whether a member takes part in a check that is not over.
+    pub(super) fn is_checked(&self, member: MemberId) -> bool {
+        let open = self.checks.iter().filter(|check| check.is_open());
+        open.into_iter().any(|check| check.involves(member) || self.computes(member, check.leaf()))
+    }
+
+    /// Leaves that two workers computed alike, ascending.
+    pub(super) fn checked(&self) -> Vec<u32> {
+        self.checks.iter().filter(|check| check.is_agreed()).map(Check::leaf).collect()
+    }
+
+    /// Drops a member's announcements: what it announced will not be in the sum.
+    pub(super) fn retract(&mut self, member: MemberId) {
+        self.announced.retain(|(by, _)| *by != member);
     }
 
     /// Notes that a member is about to send a node.

@@ -27,11 +27,13 @@ fn storm(seed: u64) -> World {
     let shards = 1 << random.below(5);
     let min_workers = 1 + random.below(2.min(shards));
     let validated = random.below(2) == 0;
+    let spot_check = [0, 1, 3, 16][random.below(4) as usize];
     let mut spec = spec(shards, |config| {
         config.cluster.min_workers = min_workers;
         config.cluster.heartbeat_interval_ms = 100;
         config.cluster.lease_timeout_ms = 600;
         config.cluster.work_timeout_ms = 3000;
+        config.cluster.spot_check = spot_check;
     });
     if !validated {
         spec.validation_samples = 0;
@@ -177,4 +179,56 @@ fn a_stuck_worker_is_evicted_with_the_reason() {
         let (_, reason) = &world.left[0];
         assert!(reason.contains("delivered nothing for 60.0 s"), "{reason}");
     }
+}
+
+/// A run in which every leaf is checked, process 1 of these workers becomes wrong at some time, and another starts late.
+fn with_a_wrong_one(seed: u64, workers: u32) -> World {
+    let mut random = Stream::new(seed, Purpose::SelfTest, 2, 0);
+    let spec = spec(1 << random.below(5), |config| {
+        config.cluster.start_workers = workers;
+        config.cluster.spot_check = 1;
+    });
+    let mut world = World::new(spec, seed);
+    for _ in 0..workers {
+        world.start(Duration::from_millis(u64::from(10 + random.below(50))));
+    }
+    let wrong_from = Duration::from_millis(u64::from(random.below(1500)));
+    world.after(wrong_from, Happening::Fault(Fault::Corrupt(1)));
+    // With two there would be a time with nobody to compare with.
+    if workers > 2 && random.below(2) == 0 {
+        world.after(wrong_from, Happening::Fault(Fault::Freeze(2, Duration::from_millis(700))));
+    }
+    world.after(Duration::from_secs(20), Happening::Fault(Fault::Start));
+    world.run();
+    world
+}
+
+/// Scenario: one of three to five workers computes wrong bits from some time on; every leaf is checked. Property: it is
+/// named and barred, nothing that it computed is in the result, and nobody honest is put out for it.
+#[test]
+fn a_worker_that_computes_wrong_is_found_and_barred() {
+    for seed in 0..300 {
+        let world = with_a_wrong_one(seed, 3 + seed as u32 % 3);
+        assert_eq!(world.parameters, right_parameters(&world.spec), "seed {seed}: the hash is wrong");
+        audit(world.records.as_bytes()).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        let mut wrong = world.left.iter().filter(|(_, reason)| reason.starts_with("computed leaf"));
+        assert!(wrong.clone().count() <= 1, "seed {seed}: {:?}", world.left);
+        if let Some((_, reason)) = wrong.next_back() {
+            assert!(reason.contains("where two other workers got"), "{reason}");
+            assert!(world.notices.iter().any(|notice| notice.contains("barred from the run")), "seed {seed}");
+        }
+    }
+}
+
+/// Scenario: one of two workers computes wrong bits. Property: nobody can tell which one; the run waits, and says for
+/// what; a third worker decides, and the result is right.
+#[test]
+fn two_that_disagree_wait_for_a_third() {
+    let mut waited = 0;
+    for seed in 0..100 {
+        let world = with_a_wrong_one(seed, 2);
+        assert_eq!(world.parameters, right_parameters(&world.spec), "seed {seed}: the hash is wrong");
+        waited += u32::from(world.notices.iter().any(|notice| notice.contains("needs a third worker")));
+    }
+    assert!(waited > 20, "only {waited} of 100 runs had to wait");
 }

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use lockstep_common::protocol::{MemberId, Work};
+use lockstep_common::protocol::{Handing, MemberId, Work};
 use lockstep_common::reduce::{NodeId, Tree};
+use lockstep_coordinator::round::Task;
 
 pub(crate) struct Worker {
     pub(crate) member: Option<MemberId>,
@@ -14,9 +15,9 @@ pub(crate) struct Worker {
     /// Computes wrong bits.
     pub(crate) corrupt: bool,
     pub(crate) versions: BTreeMap<u64, u64>,
-    tasks: VecDeque<(Work, NodeId)>,
+    tasks: VecDeque<(Work, NodeId, Handing)>,
     newest: Option<Work>,
-    busy: Option<(u64, Work, NodeId)>,
+    busy: Option<(u64, Work, NodeId, Handing)>,
     jobs: u64,
     frozen: bool,
     cut_off: bool,
@@ -28,6 +29,7 @@ pub(crate) struct Computed {
     pub(crate) member: MemberId,
     pub(crate) work: Work,
     pub(crate) node: NodeId,
+    pub(crate) handing: Handing,
     /// What it was computed from.
     pub(crate) parameters: u64,
     /// Whether the work is not over, by what the worker knows.
@@ -92,31 +94,34 @@ impl Worker {
         (self.newest, self.busy, self.missed) = (None, None, false);
     }
 
-    pub(crate) fn assigned(&mut self, work: Work, tasks: Vec<(u32, bool)>, tree: Tree) {
-        let leaves: Vec<u32> = tasks.into_iter().map(|(leaf, _)| leaf).collect();
+    pub(crate) fn assigned(&mut self, work: Work, tasks: Vec<Task>, tree: Tree) {
         self.newest = self.newest.filter(|newest| newest.place() > work.place()).or(Some(work));
-        self.tasks.extend(tree.cover_set(&leaves).into_iter().map(|node| (work, node)));
+        let (summed, single): (Vec<Task>, Vec<Task>) =
+            tasks.into_iter().partition(|task| task.handing == Handing::Summed);
+        let leaves: Vec<u32> = summed.iter().map(|task| task.leaf).collect();
+        self.tasks.extend(tree.cover_set(&leaves).into_iter().map(|node| (work, node, Handing::Summed)));
+        self.tasks.extend(single.into_iter().map(|task| (work, NodeId::leaf(task.leaf), task.handing)));
     }
 
     /// Starts with the next node, if there is one and its parameters are there: the job's number, and how long it takes.
     pub(crate) fn next(&mut self) -> Option<(u64, Duration)> {
         let (newest, versions) = (self.newest, &self.versions);
-        self.tasks.retain(|(work, _)| newest.is_none_or(|newest| newest.place() <= work.place()));
+        self.tasks.retain(|(work, ..)| newest.is_none_or(|newest| newest.place() <= work.place()));
         if self.busy.is_some() || self.stuck || !self.is_reachable() {
             return None;
         }
-        let at = self.tasks.iter().position(|(work, _)| versions.contains_key(&work.version()))?;
-        let (work, node) = self.tasks.remove(at)?;
+        let at = self.tasks.iter().position(|(work, ..)| versions.contains_key(&work.version()))?;
+        let (work, node, handing) = self.tasks.remove(at)?;
         self.jobs += 1;
-        self.busy = Some((self.jobs, work, node));
+        self.busy = Some((self.jobs, work, node, handing));
         Some((self.jobs, self.leaf_time * node.leaves().len() as u32))
     }
 
     /// A job's time is over.
     pub(crate) fn done(&mut self, job: u64) -> Option<Computed> {
-        let (_, work, node) = self.busy.take_if(|(at, ..)| *at == job)?;
+        let (_, work, node, handing) = self.busy.take_if(|(at, ..)| *at == job)?;
         let parameters = *self.versions.get(&work.version())?;
         let wanted = self.newest.is_none_or(|newest| newest.place() <= work.place());
-        Some(Computed { member: self.member?, work, node, parameters, wanted })
+        Some(Computed { member: self.member?, work, node, handing, parameters, wanted })
     }
 }

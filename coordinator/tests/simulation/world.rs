@@ -12,7 +12,7 @@ use lockstep_common::hash::Digest;
 use lockstep_common::ledger::{Chain, Header};
 use lockstep_common::model;
 use lockstep_common::progress::{Aggregation, Event as Progressed, RoundReport};
-use lockstep_common::protocol::{JoinRequest, MemberId, NodeReport, Refusal, Work};
+use lockstep_common::protocol::{Handing, JoinRequest, MemberId, NodeReport, Refusal, Work};
 use lockstep_common::reduce::{NodeId, Reduction};
 use lockstep_common::rng::{Purpose, Stream};
 use lockstep_common::shape::Shape;
@@ -71,6 +71,7 @@ pub(crate) enum Fault {
     Slow(Process, u32),
     Fast(Process, u32),
     Stick(Process),
+    Corrupt(Process),
     Drain(Process),
     /// An old message comes once more.
     Repeat,
@@ -111,6 +112,7 @@ struct Sums {
     round: u64,
     parts: Vec<Reduction<u64>>,
     awaited: BTreeMap<(MemberId, NodeId), [bool; CHUNKS]>,
+    held: BTreeMap<MemberId, Vec<(NodeId, usize, u64)>>,
     reduced: bool,
 }
 
@@ -293,7 +295,8 @@ impl World {
             }
             Effect::Refuse(connection, refusal) => {
                 let process = self.joining.remove(&connection).expect("a join is answered once");
-                assert!(matches!(refusal, Refusal::Finished { .. }), "seed {}: {refusal}", self.seed);
+                let expected = matches!(refusal, Refusal::Finished { .. } | Refusal::Barred { .. });
+                assert!(expected, "seed {}: {refusal}", self.seed);
                 self.workers.remove(&process);
             }
             Effect::Send(member, message) => {
@@ -304,11 +307,27 @@ impl World {
             Effect::Begin { round, .. } => {
                 assert_eq!(round, self.rounds.len() as u64, "seed {}: rounds begin in order", self.seed);
                 let parts = vec![Reduction::new(self.spec.schedule.tree); CHUNKS];
-                self.sums = Some(Sums { round, parts, awaited: BTreeMap::new(), reduced: false });
+                self.sums =
+                    Some(Sums { round, parts, awaited: BTreeMap::new(), held: BTreeMap::new(), reduced: false });
             }
             Effect::Expect(member, node) => {
                 let sums = self.sums.as_mut().expect("a round was begun");
                 sums.awaited.insert((member, node), [false; CHUNKS]);
+            }
+            Effect::Hold(member, node) => {
+                let sums = self.sums.as_mut().expect("a round was begun");
+                sums.awaited.insert((member, node), [false; CHUNKS]);
+                sums.held.entry(member).or_default();
+            }
+            Effect::Release(member) => {
+                let sums = self.sums.as_mut().expect("a round was begun");
+                let (round, held) = (sums.round, sums.held.remove(&member).unwrap_or_default());
+                held.into_iter().for_each(|(node, chunk, value)| self.chunk(member, round, node, chunk, value));
+            }
+            Effect::Discard(member) => {
+                let sums = self.sums.as_mut().expect("a round was begun");
+                sums.awaited.retain(|(id, _), _| *id != member);
+                sums.held.remove(&member);
             }
             Effect::Record(record) => {
                 self.records.push('\n');
@@ -331,6 +350,9 @@ impl World {
     fn chunk(&mut self, member: MemberId, round: u64, node: NodeId, chunk: usize, value: u64) {
         let Some(sums) = self.sums.as_mut().filter(|sums| sums.round == round) else { return };
         let Some(there) = sums.awaited.get_mut(&(member, node)) else { return };
+        if let Some(held) = sums.held.get_mut(&member) {
+            return held.push((node, chunk, value));
+        }
         there[chunk] = true;
         let whole = there.iter().all(|&there| there);
         sums.parts[chunk].insert(node, value, mix);
@@ -411,16 +433,17 @@ impl World {
 
     fn done(&mut self, process: Process, job: u64) {
         let Some(worker) = self.workers.get_mut(&process) else { return };
-        let Some(Computed { member, work, node, parameters, wanted }) = worker.done(job) else { return };
-        let (corrupt, reachable) = (worker.corrupt, worker.is_reachable());
-        if reachable {
-            self.deliver(member, work, node, parameters, corrupt, wanted);
+        let Some(computed) = worker.done(job) else { return };
+        let (corrupt, member) = (worker.corrupt, computed.member);
+        if worker.is_reachable() {
+            self.deliver(computed, corrupt);
         }
         self.work_on(member);
     }
 
     /// What a worker says about a node that it has computed.
-    fn deliver(&mut self, member: MemberId, work: Work, node: NodeId, parameters: u64, corrupt: bool, wanted: bool) {
+    fn deliver(&mut self, computed: Computed, corrupt: bool) {
+        let Computed { member, work, node, handing, parameters, wanted } = computed;
         let (mut samples, mut digests) = (0, Vec::new());
         for leaf in node.leaves() {
             let ids = self.expected.samples(work, leaf);
@@ -438,7 +461,12 @@ impl World {
             digests,
             compute: Duration::from_millis(1),
             waited: Duration::ZERO,
+            gradient: (handing != Handing::Summed)
+                .then(|| Digest(values.iter().fold(0, |sum, &v| sum << 64 | u128::from(v)))),
         };
+        if handing == Handing::Compared {
+            return self.on_lane(member, true, Happening::Arrives(Event::Compared(member, report)));
+        }
         self.on_lane(member, true, Happening::Arrives(Event::Announced(member, report)));
         if matches!(work, Work::Gradient { .. }) && wanted {
             for (chunk, value) in values.into_iter().enumerate() {
@@ -513,6 +541,9 @@ impl World {
                 self.workers.get_mut(&process).into_iter().for_each(|worker| worker.leaf_time /= times);
             }
             Fault::Stick(process) => self.workers.get_mut(&process).into_iter().for_each(|worker| worker.stuck = true),
+            Fault::Corrupt(process) => {
+                self.workers.get_mut(&process).into_iter().for_each(|worker| worker.corrupt = true)
+            }
             Fault::Drain(process) => {
                 if let Some(member) = self.workers.get(&process).and_then(|worker| worker.member) {
                     self.on_lane(member, true, Happening::Arrives(Event::Drain(member)));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lockstep_common::protocol::{Assignment, Job, LeafTask, Split, Work};
+use lockstep_common::protocol::{Assignment, Handing, Job, LeafTask, Split, Work};
 
 use super::samples::{Bounds, Cutter, Gatherer};
 use super::{at_most, required, sample_bytes};
@@ -10,15 +10,15 @@ use crate::limits::CHUNK_BYTES;
 use crate::v1;
 use crate::wire_error::{Fault, WireError};
 
-/// What a leaf costs in a message besides its samples: 5 + 6 + 5 + 5 + 5 + 9 + 2 bytes of task, leaf, piece, ids,
-/// data, checksum and flag, rounded up.
+/// What a leaf costs in a message besides its samples: 5 + 6 + 5 + 5 + 5 + 9 + 2 + 2 bytes of task, leaf, piece, ids,
+/// data, checksum, flag and handing, rounded up.
 const TASK_BYTES: usize = 40;
 
 /// The messages that carry an assignment: one, unless the samples need more. The data is not copied.
 pub(super) fn assign_messages(assignment: Assignment) -> impl Iterator<Item = v1::Assign> + Send + use<> {
     let work = assignment.work;
     let mut tasks = assignment.leaves.into_iter();
-    let mut rest: Option<(u32, Cutter)> = None;
+    let mut rest: Option<(u32, Handing, Cutter)> = None;
     let mut done = false;
     std::iter::from_fn(move || {
         if done {
@@ -28,10 +28,10 @@ pub(super) fn assign_messages(assignment: Assignment) -> impl Iterator<Item = v1
         let mut budget = CHUNK_BYTES;
         while budget >= TASK_BYTES {
             budget -= TASK_BYTES;
-            let (leaf, cutter) = match rest.take() {
-                Some((leaf, cutter)) => (leaf, Some(cutter)),
+            let (leaf, handing, cutter) = match rest.take() {
+                Some((leaf, handing, cutter)) => (leaf, handing, Some(cutter)),
                 None => match tasks.next() {
-                    Some(task) => (task.leaf, task.inline.map(Cutter::new)),
+                    Some(task) => (task.leaf, task.handing, task.inline.map(Cutter::new)),
                     None => {
                         message.last = true;
                         done = true;
@@ -39,11 +39,11 @@ pub(super) fn assign_messages(assignment: Assignment) -> impl Iterator<Item = v1
                     }
                 },
             };
-            let mut task = v1::LeafTask { leaf, inline: None, more: false };
+            let mut task = v1::LeafTask { leaf, inline: None, more: false, handing: v1::Handing::from(handing).into() };
             if let Some(mut cutter) = cutter {
                 task.inline = Some(cutter.cut(&mut budget));
                 task.more = !cutter.is_empty();
-                rest = task.more.then_some((leaf, cutter));
+                rest = task.more.then_some((leaf, handing, cutter));
             }
             let cut = task.more;
             message.leaves.push(task);
@@ -53,6 +53,27 @@ pub(super) fn assign_messages(assignment: Assignment) -> impl Iterator<Item = v1
         }
         Some(message)
     })
+}
+
+impl From<Handing> for v1::Handing {
+    fn from(handing: Handing) -> Self {
+        match handing {
+            Handing::Summed => Self::Summed,
+            Handing::Alone => Self::Alone,
+            Handing::Compared => Self::Compared,
+        }
+    }
+}
+
+fn handing(wire: i32) -> Result<Handing, WireError> {
+    match v1::Handing::try_from(wire) {
+        Ok(v1::Handing::Summed) => Ok(Handing::Summed),
+        Ok(v1::Handing::Alone) => Ok(Handing::Alone),
+        Ok(v1::Handing::Compared) => Ok(Handing::Compared),
+        Ok(v1::Handing::Unspecified) | Err(_) => {
+            Err(WireError::new("LeafTask", "handing", Fault::UnknownEnum { name: "Handing", value: wire }))
+        }
+    }
 }
 
 /// Puts assignments together, checking every message against the job.
@@ -118,6 +139,7 @@ impl Open {
     fn add(&mut self, task: v1::LeafTask, shards: u32, bounds: Bounds) -> Result<(), WireError> {
         const M: &str = "LeafTask";
         let leaf = task.leaf;
+        let handing = handing(task.handing)?;
         at_most(leaf.into(), u64::from(shards) - 1, "").map_err(|fault| WireError::new(M, "leaf", fault))?;
         let continued = match self.leaf.take() {
             Some((open, gatherer)) if open == leaf => Some(gatherer),
@@ -136,7 +158,7 @@ impl Open {
             if continued.is_some() || task.more {
                 return Err(WireError::missing(M, "inline"));
             }
-            self.leaves.push(LeafTask { leaf, inline: None });
+            self.leaves.push(LeafTask { leaf, inline: None, handing });
             return Ok(());
         };
         // All leaves together have no more samples than the work has.
@@ -149,7 +171,7 @@ impl Open {
         }
         let samples = gatherer.finish(bounds).map_err(|error| error.within(M, "inline"))?;
         self.samples += samples.ids.len() as u64;
-        self.leaves.push(LeafTask { leaf, inline: Some(Arc::new(samples)) });
+        self.leaves.push(LeafTask { leaf, inline: Some(Arc::new(samples)), handing });
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use lockstep_common::protocol::{self, FromWorker, MemberId, NodeReport, ToWorker
 use lockstep_common::reduce::NodeId;
 
 use super::session::out_of_order;
-use super::{At, digest, micros, required};
+use super::{At, digest, digest_bytes, micros, required};
 use crate::chunk::{at_most_a_chunk, checksum, float_count, to_bytes, to_floats, verify};
 use crate::v1::{self, exchange_request, exchange_response};
 use crate::wire_error::{Fault, WireError};
@@ -81,6 +81,7 @@ impl TryFrom<v1::ExchangeRequest> for ExchangeUp {
             }),
             Wire::NodeChunk(chunk) => Self::Message(FromWorker::NodeChunk(chunk.try_into()?)),
             Wire::Announce(report) => Self::Message(FromWorker::Announce(report.try_into()?)),
+            Wire::Compared(report) => Self::Message(FromWorker::Compared(report.try_into()?)),
             Wire::NodeSlot(v1::NodeSlot { round, node, slot }) => {
                 Self::NodeSlot { round, node: required("NodeSlot", "node", node)?, slot }
             }
@@ -107,6 +108,11 @@ impl From<&NodeReport> for v1::ExchangeRequest {
     fn from(report: &NodeReport) -> Self {
         Self { message: Some(exchange_request::Message::Announce(report.into())) }
     }
+}
+
+/// The message that carries a leaf's report for comparison.
+pub(super) fn compared(report: &NodeReport) -> v1::ExchangeRequest {
+    v1::ExchangeRequest { message: Some(exchange_request::Message::Compared(report.into())) }
 }
 
 /// The message that carries a part of a node's gradient, given as little-endian floats.
@@ -161,6 +167,7 @@ impl From<&NodeReport> for v1::Announce {
             digests: digests.into(),
             compute_micros: micros(report.compute),
             waited_micros: micros(report.waited),
+            gradient: report.gradient.map(digest_bytes),
         }
     }
 }
@@ -188,6 +195,7 @@ impl TryFrom<v1::Announce> for NodeReport {
             digests: digests.iter().map(|bytes| digest(bytes)).collect::<Result<_, _>>().at(M, "digests")?,
             compute: Duration::from_micros(report.compute_micros),
             waited: Duration::from_micros(report.waited_micros),
+            gradient: report.gradient.map(|bytes| digest(&bytes)).transpose().at(M, "gradient")?,
         })
     }
 }

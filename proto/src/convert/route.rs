@@ -8,7 +8,7 @@ use lockstep_common::shared_memory::FloatBuffer;
 
 use super::assignment::assign_messages;
 use super::clip;
-use super::exchange::{node_chunk, parameter_chunk};
+use super::exchange::{compared, node_chunk, parameter_chunk};
 use crate::chunk::{shared_to_bytes, to_bytes};
 use crate::limits::MAX_TEXT_BYTES;
 use crate::v1::{self, session_request, session_response};
@@ -33,6 +33,7 @@ impl From<FromWorker> for Upward {
             FromWorker::Cached { list, shard } => session(Wire::Cached(v1::Cached { list, shard: Some(shard.into()) })),
             FromWorker::Drain => session(Wire::Drain(v1::Drain {})),
             FromWorker::Failed { reason } => session(Wire::Failed(v1::Failed { reason: clip(reason, MAX_TEXT_BYTES) })),
+            FromWorker::Compared(report) => Self::Exchange(Box::new(std::iter::once(compared(&report)))),
             FromWorker::NodeChunk(chunk) => Self::Exchange(Box::new(std::iter::once((&chunk).into()))),
             FromWorker::Announce(report) => Self::Exchange(Box::new(std::iter::once((&report).into()))),
             // The last layers first: their gradients were ready first, and so are their chunks at the coordinator.

@@ -13,8 +13,8 @@ use lockstep_common::progress::{
     Breakdown, EpochReport, Event, RoundReport, RunState, RunStatus, TimedEvent, Transport, WorkerStatus,
 };
 use lockstep_common::protocol::{
-    Assignment, FromWorker, Job, JoinRequest, KeepList, LeafTask, MemberId, NodeChunk, NodeReport, Samples, ShardRef,
-    SharedMemory, Split, ToWorker, Welcome, Work,
+    Assignment, FromWorker, Handing, Job, JoinRequest, KeepList, LeafTask, MemberId, NodeChunk, NodeReport, Samples,
+    ShardRef, SharedMemory, Split, ToWorker, Welcome, Work,
 };
 use lockstep_common::reduce::{NodeId, Tree};
 use lockstep_common::shape::Shape;
@@ -220,7 +220,8 @@ pub fn assignment(shards: u32, per_leaf: u32, sample_bytes: usize) -> impl Strat
                 1 => None,
                 _ => Some(Arc::new(samples(leaf * per_leaf, per_leaf, sample_bytes))),
             };
-            Some(LeafTask { leaf, inline })
+            let handing = [Handing::Summed, Handing::Alone, Handing::Compared][leaf as usize % 3];
+            Some(LeafTask { leaf, inline, handing })
         };
         Assignment { work, leaves: (0..).zip(kinds).filter_map(task).collect() }
     })
@@ -250,6 +251,7 @@ pub fn node_report() -> impl Strategy<Value = NodeReport> {
             digests: node.leaves().map(|leaf| Digest::of(&(u64::from(leaf) ^ seed).to_le_bytes())).collect(),
             compute,
             waited,
+            gradient: (seed % 2 == 0).then(|| Digest::of(&seed.to_le_bytes())),
         },
     )
 }
