@@ -71,10 +71,6 @@ for ((kill = 1; kill <= kills; kill++)); do
     rounds=$(grep -c '"chain"' "$out/ledger.jsonl" || true)
     partial=$(find "$out" -name '*.partial' | wc -l)
     coordinator "$out" "$address" --resume "$out"
-    # For a kill that comes when the workers were dismissed already and the last checkpoint was not yet on the disk: then
-    # the last evaluation is done once more, and somebody must compute it, as a cluster's own restarts would see to.
-    "$LOCKSTEP" worker --coordinator "$address" --threads 1 --patience 5 --name relief >"$work/relief.log" 2>&1 &
-    started+=($!)
     from=$(sed -n 's/^going on with .* after round //p' "$out.log")
     wait "$coordinator" || { cat "$out.log" >&2; exit 1; }
     for worker in "${workers[@]}"; do

@@ -373,7 +373,7 @@ impl Aggregator {
         if rounds == self.version && !changing {
             self.snapshots.take(draft, &self.parameters, &self.moments);
         } else {
-            self.snapshots.missed(rounds);
+            self.snapshots.missed(&draft);
         }
     }
 
@@ -407,7 +407,8 @@ mod tests {
     fn a_node_that_comes_late_makes_nothing_twice() {
         let directory = tempfile::tempdir().unwrap();
         let (troubles, _) = std::sync::mpsc::channel();
-        let (writer, snapshots) = CheckpointWriter::start(directory.path(), 1, None, troubles).unwrap();
+        let (settled, _) = mpsc::unbounded_channel();
+        let (writer, snapshots) = CheckpointWriter::start(directory.path(), 1, None, settled, troubles).unwrap();
         let parameters: Arc<FloatBuffer> = Arc::new(vec![1.0, 2.0].into());
         let start = Start { parameters, moments: Moments::zero(2), version: 0 };
         let (report, mut reports) = mpsc::unbounded_channel();

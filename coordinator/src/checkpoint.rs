@@ -11,9 +11,11 @@ use lockstep_common::checkpoint::{Checkpoint, CheckpointError, State, format};
 use lockstep_common::files;
 use lockstep_common::optim::adam::Moments;
 use lockstep_common::shared_memory::FloatBuffer;
+use tokio::sync::mpsc::UnboundedSender;
 use tracing::info;
 
 use crate::journal::Position;
+use crate::round::{CheckpointId, Event};
 use crate::trouble::{Trouble, Troubles};
 
 /// Name of the checkpoints' directory in a run's directory.
@@ -25,6 +27,8 @@ const DAMAGED_EXTENSION: &str = "damaged";
 /// A checkpoint before its tensors are there.
 #[derive(Debug)]
 pub struct Draft {
+    /// Which one it is.
+    pub id: CheckpointId,
     /// What the coordinator knows. The ledger's position is filled in by the writer.
     pub state: State,
     /// Where the ledger is, once it is on the disk: a checkpoint is never ahead of it.
@@ -46,6 +50,7 @@ pub struct Snapshots {
     jobs: mpsc::SyncSender<Job>,
     /// The memory of a snapshot comes back when it is written.
     returned: mpsc::Receiver<Moments>,
+    settled: UnboundedSender<Event>,
     troubles: Troubles,
 }
 
@@ -58,24 +63,33 @@ impl Snapshots {
             Ok(memory) => memory,
             Err(_) if draft.must => Moments::default(),
             Err(_) => {
-                return self.troubles.began(format!(
+                let message = format!(
                     "the disk is slow: the checkpoint after round {rounds} is left out, the one before is still being written"
-                ));
+                );
+                return self.leave_out(draft.id, message);
             }
         };
         self.troubles.over(|| format!("checkpoints are written in time again, after round {rounds}"));
         copy.first.clone_from(&moments.first);
         copy.second.clone_from(&moments.second);
+        let id = draft.id;
         let job = Job { draft, parameters: parameters.clone(), moments: copy };
         if self.jobs.send(job).is_err() {
-            self.troubles.began("the thread that writes checkpoints has ended".to_owned());
+            self.leave_out(id, "the thread that writes checkpoints has ended".to_owned());
         }
     }
 
-    /// Says that the moments of an older version are needed, and are not there any more.
-    pub fn missed(&mut self, rounds: u64) {
-        let message = format!("the checkpoint after round {rounds} is left out: the next round has begun to change it");
+    fn leave_out(&mut self, id: CheckpointId, message: String) {
         self.troubles.began(message);
+        // Nobody waits for it any more when the run is over.
+        let _ = self.settled.send(Event::NotSaved(id));
+    }
+
+    /// Says that the moments of an older version are needed, and are not there any more.
+    pub fn missed(&mut self, draft: &Draft) {
+        let rounds = draft.state.standing.rounds;
+        let message = format!("the checkpoint after round {rounds} is left out: the next round has begun to change it");
+        self.leave_out(draft.id, message);
     }
 }
 
@@ -83,11 +97,13 @@ impl Snapshots {
 pub(crate) struct CheckpointWriter(JoinHandle<Option<u64>>);
 
 impl CheckpointWriter {
-    /// Starts it for a run's directory. `newest` is the round after which the last checkpoint was taken, if there is one.
+    /// Starts it for a run's directory. `newest` is the round after which the last checkpoint was taken, if there is one;
+    /// `settled` is told what became of each.
     pub(crate) fn start(
         directory: &Path,
         keep: usize,
         newest: Option<u64>,
+        settled: UnboundedSender<Event>,
         troubles: mpsc::Sender<Trouble>,
     ) -> io::Result<(Self, Snapshots)> {
         // One waits beside the one being written: the last of the run.
@@ -101,14 +117,18 @@ impl CheckpointWriter {
             newest,
             troubles: Troubles::new("checkpoints", troubles.clone()),
         };
+        let report = settled.clone();
         let thread = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(move || {
             for job in queue {
-                writer.job(&job);
+                let id = job.draft.id;
+                let became = if writer.job(&job) { Event::Saved(id) } else { Event::NotSaved(id) };
+                let _ = report.send(became);
                 let _ = give_back.send(job.moments);
             }
             writer.newest
         })?;
-        let snapshots = Snapshots { jobs, returned, troubles: Troubles::new("checkpoint snapshots", troubles) };
+        let snapshots =
+            Snapshots { jobs, returned, settled, troubles: Troubles::new("checkpoint snapshots", troubles) };
         Ok((Self(thread), snapshots))
     }
 
@@ -127,10 +147,12 @@ struct Writer {
 }
 
 impl Writer {
-    fn job(&mut self, job: &Job) {
+    /// Whether it is on the disk.
+    fn job(&mut self, job: &Job) -> bool {
         let rounds = job.draft.state.standing.rounds;
         let begun = Instant::now();
-        match self.write(job) {
+        let written = self.write(job);
+        match &written {
             Ok(()) => {
                 info!("checkpoint after round {rounds} written in {:.3} s", begun.elapsed().as_secs_f64());
                 self.newest = Some(rounds);
@@ -144,6 +166,7 @@ impl Writer {
                 self.troubles.began(format!("cannot write a checkpoint: {error}; {newest}, it is tried again"));
             }
         }
+        written.is_ok()
     }
 
     fn write(&self, job: &Job) -> io::Result<()> {

@@ -23,7 +23,7 @@ use crate::expected::ExpectedSamples;
 use crate::journal::Journal;
 use crate::link::{DrainError, Inbound, Link};
 use crate::monitor::Hub;
-use crate::round::{ConnectionId, Effect, Event, Machine, Occasion, Outcome, Task, ToMember};
+use crate::round::{CheckpointId, ConnectionId, Effect, Event, Machine, Occasion, Outcome, Task, ToMember};
 use crate::trouble::Trouble;
 
 /// How often leases and late leaves are looked at: a small part of the time that a leaf may be late.
@@ -75,6 +75,8 @@ pub(crate) struct Driver {
     /// Time spent training before the coordinator was started again.
     pub(crate) trained_before: Duration,
     pub(crate) checkpoints: CheckpointWriter,
+    /// What became of checkpoints.
+    pub(crate) settled: mpsc::UnboundedReceiver<Event>,
     /// What is the same in every checkpoint.
     pub(crate) state: State,
     pub(crate) troubles: std::sync::mpsc::Receiver<Trouble>,
@@ -115,6 +117,7 @@ impl Driver {
                     }
                     self.show_troubles().await;
                 }
+                Some(settled) = self.settled.recv() => self.step(settled).await,
                 Some(report) = reports.recv() => self.aggregated(report).await,
                 Some(message) = inbound.recv() => self.received(message).await,
             }
@@ -242,7 +245,7 @@ impl Driver {
             Effect::Release(member) => self.aggregate(ToAggregator::Release(member)).await,
             Effect::Discard(member) => self.aggregate(ToAggregator::Discard(member)).await,
             Effect::Record(record) => self.commit(&record),
-            Effect::Checkpoint(standing, occasion) => self.checkpoint(*standing, occasion).await,
+            Effect::Checkpoint(id, standing, occasion) => self.checkpoint(id, *standing, occasion).await,
             Effect::Publish(event) => self.publish(event),
             Effect::Finish(outcome) => self.outcome = Some(outcome),
         }
@@ -258,11 +261,11 @@ impl Driver {
 
     /// Has a checkpoint written of what the machine, the monitor, the ledger and the aggregator have at this moment. The
     /// aggregator takes its snapshot before it hears of another round.
-    async fn checkpoint(&mut self, standing: Standing, occasion: Occasion) {
+    async fn checkpoint(&mut self, id: CheckpointId, standing: Standing, occasion: Occasion) {
         let RunStatus { loss, train_loss, validation_loss, .. } = self.hub.status();
         let shown = Shown { loss, train_loss, validation_loss, training_time: self.training_time() };
         let state = State { standing, shown, ..self.state.clone() };
-        let draft = Draft { state, position: self.journal.position(), must: occasion == Occasion::End };
+        let draft = Draft { id, state, position: self.journal.position(), must: occasion == Occasion::End };
         self.aggregate(ToAggregator::Checkpoint(Box::new(draft))).await;
     }
 

@@ -205,8 +205,10 @@ impl Coordinator {
         let Begun { journal, machine, tensors, restarts, trained_before, newest } =
             at_start.begin(origin, machine_config).map_err(directory_error)?;
         let keep = spec.checkpoint.keep as usize;
+        // As many as there are checkpoints.
+        let (settle, settled) = mpsc::unbounded_channel();
         let (checkpoints, snapshots) =
-            CheckpointWriter::start(&directory, keep, newest, report_trouble).map_err(StartError::Thread)?;
+            CheckpointWriter::start(&directory, keep, newest, settle, report_trouble).map_err(StartError::Thread)?;
         let state = State {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             config,
@@ -249,6 +251,7 @@ impl Coordinator {
             last_commit: None,
             trained_before,
             checkpoints,
+            settled,
             state,
             troubles,
             outcome: None,

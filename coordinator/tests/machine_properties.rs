@@ -22,7 +22,9 @@ use lockstep_common::rng::{Purpose, Stream};
 use lockstep_common::shape::Shape;
 use lockstep_common::shard::samples_digest;
 use lockstep_coordinator::expected::ExpectedSamples;
-use lockstep_coordinator::round::{ConnectionId, Effect, Event, Machine, MachineConfig, Outcome, Rejected, ToMember};
+use lockstep_coordinator::round::{
+    CheckpointId, ConnectionId, Effect, Event, Machine, MachineConfig, Outcome, Rejected, ToMember,
+};
 use proptest::prelude::*;
 
 fn spec(samples: u32, validation_samples: u32, batch_size: u32, shards: u32, min_workers: u32) -> RunSpec {
@@ -85,6 +87,8 @@ struct World {
     old: Vec<Event>,
     /// The last checkpoint, and how many epochs were closed when it was taken.
     checkpoint: (Standing, usize),
+    /// A checkpoint that the machine has not heard of to be on the disk.
+    saved: Option<CheckpointId>,
     restarts: u32,
     admitted: BTreeSet<MemberId>,
 }
@@ -116,6 +120,7 @@ impl World {
             outcome: None,
             old: Vec::new(),
             checkpoint: (Standing::default(), 0),
+            saved: None,
             restarts: 0,
             admitted: BTreeSet::new(),
         }
@@ -133,7 +138,7 @@ impl World {
         self.epochs.truncate(*epochs);
         self.workers.clear();
         self.joining.clear();
-        (self.sums, self.reduced) = (None, None);
+        (self.sums, self.reduced, self.saved) = (None, None, None);
         self.orphans.clear();
         self.now = Duration::ZERO;
     }
@@ -142,7 +147,13 @@ impl World {
         self.old.push(event.clone());
         match self.machine.step(self.now, event) {
             Ok(effects) => effects.into_iter().for_each(|effect| self.perform(effect)),
-            Err(Rejected::NotAMember(_) | Rejected::Stale { .. } | Rejected::Unexpected(..) | Rejected::Finished) => {}
+            Err(
+                Rejected::NotAMember(_)
+                | Rejected::Stale { .. }
+                | Rejected::Unexpected(..)
+                | Rejected::OldCheckpoint(_)
+                | Rejected::Finished,
+            ) => {}
         }
     }
 
@@ -153,9 +164,10 @@ impl World {
                 assert!(self.admitted.insert(member), "{member} was admitted before");
                 self.workers.insert(member, Worker::default());
             }
-            Effect::Checkpoint(standing, _) => {
+            Effect::Checkpoint(id, standing, _) => {
                 assert_eq!(standing.rounds, self.records.len() as u64, "a checkpoint is taken at an edge");
                 self.checkpoint = (*standing, self.epochs.len());
+                self.saved = Some(id);
             }
             Effect::Refuse(connection, refusal) => {
                 self.joining.remove(&connection).expect("a join is answered once");
@@ -255,6 +267,9 @@ impl World {
         let sign_of_life: Vec<MemberId> =
             self.workers.iter().filter(|(_, worker)| !worker.silent).map(|(id, _)| *id).collect();
         sign_of_life.into_iter().for_each(|member| self.step(Event::Heartbeat(member)));
+        if let Some(id) = self.saved.take() {
+            self.step(Event::Saved(id));
+        }
         if let Some(round) = self.reduced.take() {
             let parameters = Digest(u128::from(round) + 100);
             return self.step(Event::Reduced { round, gradient_norm: 1.0, parameters, took: Aggregation::default() });
@@ -426,6 +441,8 @@ fn a_round_that_nobody_completes_does_not_hold_up_a_stop() {
     world.step(Event::Stop("enough".into()));
     world.now += Duration::from_secs(6);
     world.step(Event::Tick);
+    assert_eq!(world.outcome, None, "the last checkpoint is not on the disk");
+    world.advance(true);
     assert_eq!(world.outcome, Some(Outcome::Stopped("enough".into())));
     assert_eq!(world.checkpoint.0.rounds, 1);
 
@@ -434,7 +451,29 @@ fn a_round_that_nobody_completes_does_not_hold_up_a_stop() {
     world.step(Event::Stop("enough".into()));
     world.step(Event::Lost(member, "gone".into()));
     world.step(Event::Tick);
+    world.advance(true);
     assert_eq!(world.outcome, Some(Outcome::Stopped("enough".into())), "there is nobody to wait for");
+}
+
+/// Scenario: the last checkpoint never gets to the disk. Property: people are told what the end waits for; members are kept
+/// for a minute, and then dismissed, with a notice.
+#[test]
+fn a_disk_that_hangs_does_not_hold_up_the_end_for_ever() {
+    let mut world = calm_world(1);
+    world.step(Event::Stop("enough".into()));
+    world.now += Duration::from_secs(6);
+    let mut step = |seconds: u64| {
+        world.now += Duration::from_secs(seconds);
+        world.step(Event::Heartbeat(*world.workers.keys().next().expect("a member is kept")));
+        world.machine.step(world.now, Event::Tick).unwrap()
+    };
+    assert!(matches!(step(0)[..], [Effect::Checkpoint(..)]));
+    let told = step(2);
+    assert!(format!("{told:?}").contains("the run ends when its last checkpoint, after round 1, is on the disk"));
+    (0..57).for_each(|_| assert_eq!(step(1), []));
+    let dismissed = step(1);
+    assert!(format!("{:?}", dismissed[0]).contains("after round 1, is not on the disk after 60 s"), "{dismissed:?}");
+    assert_eq!(dismissed.last(), Some(&Effect::Finish(Outcome::Stopped("enough".into()))));
 }
 
 #[test]

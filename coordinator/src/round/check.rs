@@ -38,7 +38,7 @@ pub(super) struct Check {
 enum Verdict {
     /// Two workers gave this answer.
     Agreed(Answer),
-    /// There is nobody to compare with.
+    /// There is nobody to compare with, or nobody who answers.
     Waived,
 }
 
@@ -227,15 +227,16 @@ impl Machine {
 
     /// Asks somebody for an answer if one is missing and nobody is at it.
     fn ask_for_more(&mut self, now: Duration, at: usize, effects: &mut Vec<Effect>) {
-        let patience = self.check_patience();
+        let (patience, measured) = (self.check_patience(), !self.recent_rounds.is_empty());
         let State::Working(progress) = &self.state else { return };
         let (work, check) = (progress.work, &progress.checks[at]);
         let (given, disagree) = (check.workers(), check.answers.len() > 1);
-        let asked = check.asked.iter().filter(|&&(_, since)| now.saturating_sub(since) <= patience).count();
-        let computing =
-            progress.holders(check.leaf).filter(|id| check.answers.iter().all(|(other, _)| other != id)).count();
+        let unanswered = |id: MemberId| check.answers.iter().all(|(other, _)| *other != id);
+        let computing = progress.holders_since(check.leaf).filter(|&(id, _)| unanswered(id));
+        let awaited: Vec<Duration> = check.asked.iter().copied().chain(computing).map(|(_, since)| since).collect();
+        let in_time = awaited.iter().filter(|&&since| now.saturating_sub(since) <= patience).count();
         let needed = if disagree { given + 1 } else { 2 };
-        if given + asked + computing >= needed {
+        if given + in_time >= needed {
             return;
         }
         let takes_part = |id: MemberId| {
@@ -254,11 +255,12 @@ impl Machine {
         }
         let leaf = check.leaf;
         if others.is_empty() {
-            let alone = check.asked.is_empty();
-            return match (disagree, alone) {
-                (true, true) => self.await_third(leaf, effects),
-                (false, true) => self.waive(at),
-                (_, false) => {}
+            // Whoever is asked and does not answer must not hold up a round that others could complete.
+            let hopeless = awaited.is_empty() || (given > 0 && measured);
+            return match disagree {
+                true if check.asked.is_empty() => self.await_third(leaf, effects),
+                false if hopeless => self.waive(at),
+                _ => {}
             };
         }
         let seed = self.config.spec.schedule.seed;

@@ -24,7 +24,7 @@ impl Machine {
                 }
                 self.hand_out(now, effects);
             }
-            State::Working(_) | State::Finished => {}
+            State::Working(_) | State::Ending(_) | State::Finished => {}
         }
     }
 
@@ -218,14 +218,20 @@ impl Machine {
     }
 
     pub(super) fn finish(&mut self, now: Duration, outcome: Outcome, effects: &mut Vec<Effect>) {
+        // What a run has failed with is nothing to go on from.
+        if !matches!(outcome, Outcome::Failed(_)) && self.checkpoint(now, Occasion::End, effects) {
+            self.await_checkpoint(now, outcome);
+        } else {
+            self.end(outcome, effects);
+        }
+    }
+
+    /// Dismisses everybody.
+    pub(super) fn end(&mut self, outcome: Outcome, effects: &mut Vec<Effect>) {
         let reason = match &outcome {
             Outcome::Completed => format!("all {} rounds are done", self.rounds),
             Outcome::Stopped(reason) | Outcome::Failed(reason) => reason.clone(),
         };
-        // What a run has failed with is nothing to go on from.
-        if !matches!(outcome, Outcome::Failed(_)) {
-            self.checkpoint(now, Occasion::End, effects);
-        }
         for (member, _) in self.members.iter() {
             effects.push(Effect::Send(member, ToMember::Finished(reason.clone())));
         }

@@ -53,6 +53,10 @@ pub enum Event {
         /// What that took.
         took: Aggregation,
     },
+    /// A checkpoint is on the disk.
+    Saved(CheckpointId),
+    /// A checkpoint was left out or cannot be written.
+    NotSaved(CheckpointId),
     /// Time has passed.
     Tick,
     /// The run is to end now.
@@ -88,12 +92,16 @@ pub enum Effect {
     /// Append a round to the ledger.
     Record(Record),
     /// Write a checkpoint: the machine is at an edge and stands there.
-    Checkpoint(Box<Standing>, Occasion),
+    Checkpoint(CheckpointId, Box<Standing>, Occasion),
     /// Tell the outside world.
     Publish(Progressed),
     /// The run has ended.
     Finish(Outcome),
 }
+
+/// A checkpoint that the machine has asked for, counted from 1 by each start of the coordinator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CheckpointId(pub u64);
 
 /// Why a checkpoint is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,6 +166,9 @@ pub enum Rejected {
     /// The node was not announced, or was credited already.
     #[error("node {0} is not awaited from {1}")]
     Unexpected(NodeId, MemberId),
+    /// A newer checkpoint was asked for.
+    #[error("checkpoint {} is not the newest", .0.0)]
+    OldCheckpoint(CheckpointId),
     /// The run has ended.
     #[error("the run has ended")]
     Finished,

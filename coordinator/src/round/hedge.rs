@@ -102,6 +102,10 @@ impl Machine {
 
     /// Members that give signs of life and deliver nothing, each with the reason for which it is evicted.
     pub(super) fn stuck(&self, now: Duration) -> Vec<(MemberId, String)> {
+        if matches!(self.state, State::Ending(_)) {
+            // Whatever they still compute is not needed.
+            return Vec::new();
+        }
         let usual = self.usual_round().unwrap_or_default();
         let limit = self.config.spec.work_timeout.max(usual * HOPELESS);
         let owes = |(id, since): (MemberId, Duration)| {

@@ -15,7 +15,7 @@ use lockstep_common::protocol::{MemberId, NodeReport, Refusal, Work};
 use lockstep_common::reduce::NodeId;
 
 use super::assign::Ownership;
-use super::checkpoint::LastCheckpoint;
+use super::checkpoint::{Ending, LastCheckpoint};
 use super::event::{Effect, Event, Outcome, Rejected};
 use super::membership::{Member, MemberState, Membership};
 use super::pace::Balance;
@@ -42,6 +42,8 @@ pub(super) enum State {
     /// At an edge, for want of members.
     Waiting,
     Working(Box<Progress>),
+    /// Nothing is left to do but to wait for the last checkpoint.
+    Ending(Ending),
     Finished,
 }
 
@@ -126,6 +128,8 @@ impl Machine {
                 self.stopping.get_or_insert(Stopping { reason, deadline: now + STOP_GRACE });
                 self.stop_if_vain(now, &mut effects);
             }
+            // Whoever is in such a hurry gets what there is.
+            (State::Ending(ending), Event::Stop(_)) => self.end(ending.outcome.clone(), &mut effects),
             (_, Event::Stop(reason)) => self.finish(now, Outcome::Stopped(reason), &mut effects),
             (_, Event::Join { connection, request }) => self.join(now, connection, &request, &mut effects),
             (_, Event::Heartbeat(member)) => self.member(now, member).map(|_| ())?,
@@ -147,12 +151,15 @@ impl Machine {
                 self.evict(id, &reason, &mut effects);
                 self.recruit(now, &mut effects);
             }
+            (_, Event::Saved(id)) => self.settled(id, true, &mut effects)?,
+            (_, Event::NotSaved(id)) => self.settled(id, false, &mut effects)?,
             (_, Event::Tick) => {
                 self.expire(now, &mut effects);
                 self.hedge(now, &mut effects);
                 self.stop_if_vain(now, &mut effects);
                 self.end_if_done(now, &mut effects);
                 self.review_and_recruit(now, &mut effects);
+                self.hurry(now, &mut effects);
             }
             (_, Event::Announced(member, report)) => self.announced(now, member, report, &mut effects)?,
             (_, Event::Compared(member, report)) => self.compared(now, member, &report, &mut effects)?,
@@ -321,7 +328,8 @@ impl Machine {
                     Err(Rejected::Stale { got, current: progress.work.to_string() })
                 }
             }
-            State::Waiting | State::Finished => Err(Rejected::Stale { got, current: "waiting for workers".to_owned() }),
+            State::Waiting => Err(Rejected::Stale { got, current: "waiting for workers".to_owned() }),
+            State::Ending(_) | State::Finished => Err(Rejected::Stale { got, current: "the run ends".to_owned() }),
         }
     }
 

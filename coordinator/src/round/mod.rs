@@ -16,7 +16,7 @@ mod pace;
 mod work;
 
 pub use assign::Ownership;
-pub use event::{Effect, Event, Occasion, Outcome, Rejected, Task, ToMember};
+pub use event::{CheckpointId, Effect, Event, Occasion, Outcome, Rejected, Task, ToMember};
 pub use machine::{Machine, MachineConfig};
 pub use membership::{ConnectionId, Member, MemberState};
 pub use pace::Pace;

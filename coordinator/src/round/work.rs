@@ -163,13 +163,13 @@ impl Progress {
 
     /// Whether a member is to compute a leaf, which nobody may have delivered yet.
     pub(super) fn computes(&self, member: MemberId, leaf: u32) -> bool {
-        self.holders(leaf).any(|id| id == member)
+        self.holders_since(leaf).any(|(id, _)| id == member)
     }
 
-    /// Who is to compute a leaf.
-    pub(super) fn holders(&self, leaf: u32) -> impl Iterator<Item = MemberId> {
+    /// Who is to compute a leaf, and since when.
+    pub(super) fn holders_since(&self, leaf: u32) -> impl Iterator<Item = (MemberId, Duration)> {
         let leaf = &self.leaves[leaf as usize];
-        [leaf.assigned, leaf.copy].into_iter().flatten().map(|(id, _)| id)
+        [leaf.assigned, leaf.copy].into_iter().flatten()
     }
 
     /// Whether a member takes part in a check that is not over.

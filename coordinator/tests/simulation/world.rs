@@ -1,5 +1,7 @@
 //! A world around the real machine: simulated time, a network with delays and partitions, workers that compute integers.
 //!
+//! The coordinator can be killed and started again: see `restart.rs`.
+//!
 //! A leaf's "gradient" is a number made of the round, the leaf and the parameters; siblings are combined by a function
 //! that is neither commutative nor associative, so that a sum of other nodes, or in another order, ends in another hash.
 
@@ -19,6 +21,7 @@ use lockstep_common::shape::Shape;
 use lockstep_coordinator::expected::ExpectedSamples;
 use lockstep_coordinator::round::{ConnectionId, Effect, Event, Machine, MachineConfig, Outcome, Rejected, ToMember};
 
+use crate::restart::{Disk, Snapshot};
 use crate::worker::{Computed, Worker};
 
 /// Parts of a gradient.
@@ -27,6 +30,9 @@ const CHUNKS: usize = 2;
 const TICK: Duration = Duration::from_millis(10);
 /// A run that is not over by then, whatever happened to it, hangs.
 const DEADLINE: Duration = Duration::from_secs(900);
+
+/// Whose reports come on a lane of their own.
+const AGGREGATOR: MemberId = MemberId { worker: 0, incarnation: 0 };
 
 /// A worker process, by its number.
 pub(crate) type Process = u64;
@@ -58,6 +64,28 @@ pub(crate) enum Happening {
     Fault(Fault),
     /// A frozen or cut off worker is back.
     Back(Process),
+    /// A checkpoint is on the disk, or is not.
+    Written(Box<Snapshot>, bool),
+    /// The coordinator is started again.
+    Up,
+}
+
+impl Happening {
+    /// Whether it travels on the connection for bulk data.
+    fn is_bulk(&self) -> bool {
+        matches!(
+            self,
+            Self::Arrives(Event::Announced(..) | Event::Compared(..))
+                | Self::Chunk { .. }
+                | Self::Told(_, ToMember::Parameters(_), _)
+                | Self::Parameters(..)
+        )
+    }
+
+    /// Whether it is lost when the coordinator is killed.
+    pub(crate) fn is_of_coordinator(&self) -> bool {
+        matches!(self, Self::Arrives(_) | Self::Chunk { .. } | Self::Written(..))
+    }
 }
 
 /// What goes wrong, or at least changes, with a worker.
@@ -73,6 +101,11 @@ pub(crate) enum Fault {
     Stick(Process),
     Corrupt(Process),
     Drain(Process),
+    /// The coordinator is killed, and started again after some time; its newest checkpoint may be damaged by that.
+    KillCoordinator {
+        down: Duration,
+        damage: bool,
+    },
     /// An old message comes once more.
     Repeat,
 }
@@ -87,28 +120,58 @@ pub(crate) struct World {
     pub(crate) notices: Vec<String>,
     pub(crate) left: Vec<(MemberId, String)>,
     pub(crate) outcome: Option<Outcome>,
-    pub(crate) parameters: u64,
+    pub(crate) parameters: Tensors,
     pub(crate) seed: u64,
     /// Whether some messages take long.
     pub(crate) stalls: bool,
-    machine: Machine,
+    /// There is none while the coordinator is down.
+    pub(crate) machine: Option<Machine>,
+    /// When the coordinator was started for the last time: its clock begins there.
+    pub(crate) born: Duration,
+    pub(crate) restarts: u32,
+    pub(crate) disk: Disk,
+    /// How long the coordinator is down after it has dismissed everybody, if it is killed then.
+    pub(crate) kill_at_end: Option<Duration>,
+    /// Whether that has happened.
+    pub(crate) dismissed: bool,
     expected: ExpectedSamples,
-    queue: BTreeMap<(Duration, u64), Happening>,
+    pub(crate) queue: BTreeMap<(Duration, u64), Happening>,
     scheduled: u64,
-    /// When the last message of each connection arrives: none overtakes another.
-    lanes: BTreeMap<(MemberId, bool), Duration>,
+    /// When the last message of each connection arrives, up or down, for bulk data or not: none overtakes another on the
+    /// same one.
+    lanes: BTreeMap<(MemberId, bool, bool), Duration>,
     joining: BTreeMap<ConnectionId, Process>,
     connections: u64,
     processes: Process,
-    closed: BTreeSet<MemberId>,
-    chain: Chain,
-    sums: Option<Sums>,
-    made: Option<u64>,
+    /// Members whose connection is still there.
+    pub(crate) connected: BTreeSet<MemberId>,
+    /// Everybody who was ever a member.
+    members: BTreeSet<MemberId>,
+    pub(crate) chain: Chain,
+    pub(crate) sums: Option<Sums>,
+    pub(crate) made: Option<Tensors>,
     past: Vec<Event>,
 }
 
+/// The parameters and the optimizer's moments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tensors {
+    pub(crate) parameters: u64,
+    pub(crate) moments: u64,
+}
+
+impl Tensors {
+    pub(crate) const INITIAL: Self = Self { parameters: 1, moments: 0 };
+
+    /// The optimizer's step.
+    fn step(self, roots: &[u64]) -> Self {
+        let moments = roots.iter().fold(self.moments, |moments, &root| mix(moments, root));
+        Self { parameters: mix(self.parameters, moments), moments }
+    }
+}
+
 /// The aggregator.
-struct Sums {
+pub(crate) struct Sums {
     round: u64,
     parts: Vec<Reduction<u64>>,
     awaited: BTreeMap<(MemberId, NodeId), [bool; CHUNKS]>,
@@ -148,26 +211,26 @@ pub(crate) fn node_value(parameters: u64, round: u64, node: NodeId, chunk: usize
     }
 }
 
-fn step(parameters: u64, roots: &[u64]) -> u64 {
-    roots.iter().fold(parameters, |parameters, &root| mix(parameters, root))
-}
-
 /// What a run must end with.
-pub(crate) fn right_parameters(spec: &RunSpec) -> u64 {
-    (0..spec.total_rounds()).fold(1, |parameters, round| {
+pub(crate) fn right_parameters(spec: &RunSpec) -> Tensors {
+    (0..spec.total_rounds()).fold(Tensors::INITIAL, |tensors, round| {
         let root = spec.schedule.tree.root();
-        let roots: Vec<u64> = (0..CHUNKS).map(|chunk| node_value(parameters, round, root, chunk)).collect();
-        step(parameters, &roots)
+        let roots: Vec<u64> = (0..CHUNKS).map(|chunk| node_value(tensors.parameters, round, root, chunk)).collect();
+        tensors.step(&roots)
     })
 }
 
 impl World {
     pub(crate) fn new(spec: RunSpec, seed: u64) -> Self {
-        let config = MachineConfig { spec: spec.clone(), version: "1".into(), fingerprint: Digest(1) };
         let layout = spec.model.layout.hash();
         let (chain, header) = Chain::start(&Header::new("sim", &spec.schedule, layout, Digest(1)));
         let mut world = Self {
-            machine: Machine::new(config),
+            machine: None,
+            born: Duration::ZERO,
+            restarts: 0,
+            disk: Disk::default(),
+            kill_at_end: None,
+            dismissed: false,
             expected: ExpectedSamples::new(spec.schedule, spec.validation_samples),
             spec,
             now: Duration::ZERO,
@@ -180,21 +243,27 @@ impl World {
             notices: Vec::new(),
             left: Vec::new(),
             outcome: None,
-            parameters: 1,
+            parameters: Tensors::INITIAL,
             queue: BTreeMap::new(),
             scheduled: 0,
             lanes: BTreeMap::new(),
             joining: BTreeMap::new(),
             connections: 0,
             processes: 0,
-            closed: BTreeSet::new(),
+            connected: BTreeSet::new(),
+            members: BTreeSet::new(),
             chain,
             sums: None,
             made: None,
             past: Vec::new(),
         };
+        world.machine = Some(Machine::new(world.config()));
         world.after(TICK, Happening::Tick);
         world
+    }
+
+    pub(crate) fn config(&self) -> MachineConfig {
+        MachineConfig { spec: self.spec.clone(), version: "1".into(), fingerprint: Digest(1) }
     }
 
     pub(crate) fn after(&mut self, delay: Duration, what: Happening) {
@@ -214,10 +283,13 @@ impl World {
         }
     }
 
-    /// Schedules a message on a member's connection. It comes after those before it.
+    /// Schedules a message on a member's connection. It comes after those before it; it is lost if the connection is.
     fn on_lane(&mut self, member: MemberId, up: bool, what: Happening) {
+        if member != AGGREGATOR && !self.connected.contains(&member) {
+            return;
+        }
         let at = self.now + self.delay();
-        let last = self.lanes.entry((member, up)).or_default();
+        let last = self.lanes.entry((member, up, what.is_bulk())).or_default();
         *last = at.max(*last);
         let delay = last.saturating_sub(self.now);
         self.after(delay, what);
@@ -273,13 +345,23 @@ impl World {
             Happening::Join(process) => self.join(process),
             Happening::Fault(fault) => self.fault(fault),
             Happening::Back(process) => self.back(process),
+            Happening::Written(snapshot, whole) => self.written(*snapshot, whole),
+            Happening::Up => self.up(),
         }
     }
 
-    fn event(&mut self, event: Event) {
-        match self.machine.step(self.now, event) {
+    pub(crate) fn event(&mut self, event: Event) {
+        // Nobody is there to hear it while the coordinator is down.
+        let Some(machine) = &mut self.machine else { return };
+        match machine.step(self.now - self.born, event) {
             Ok(effects) => effects.into_iter().for_each(|effect| self.perform(effect)),
-            Err(Rejected::NotAMember(_) | Rejected::Stale { .. } | Rejected::Unexpected(..) | Rejected::Finished) => {}
+            Err(
+                Rejected::NotAMember(_)
+                | Rejected::Stale { .. }
+                | Rejected::Unexpected(..)
+                | Rejected::OldCheckpoint(_)
+                | Rejected::Finished,
+            ) => {}
         }
     }
 
@@ -287,6 +369,8 @@ impl World {
         match effect {
             Effect::Admit(connection, member) => {
                 let process = self.joining.remove(&connection).expect("a join is answered once");
+                assert!(self.members.insert(member), "seed {}: {member} was there before", self.seed);
+                self.connected.insert(member);
                 match self.workers.get_mut(&process) {
                     Some(worker) if worker.is_reachable() => worker.admitted(member),
                     // The connection of a worker that is gone breaks.
@@ -300,10 +384,10 @@ impl World {
                 self.workers.remove(&process);
             }
             Effect::Send(member, message) => {
-                let version = matches!(message, ToMember::Parameters(_)).then_some(self.parameters);
+                let version = matches!(message, ToMember::Parameters(_)).then_some(self.parameters.parameters);
                 self.on_lane(member, false, Happening::Told(member, message, version));
             }
-            Effect::Close(member) => drop(self.closed.insert(member)),
+            Effect::Close(member) => drop(self.connected.remove(&member)),
             Effect::Begin { round, .. } => {
                 assert_eq!(round, self.rounds.len() as u64, "seed {}: rounds begin in order", self.seed);
                 let parts = vec![Reduction::new(self.spec.schedule.tree); CHUNKS];
@@ -340,9 +424,15 @@ impl World {
             }
             Effect::Publish(Progressed::Notice { message }) => self.notices.push(message),
             Effect::Publish(Progressed::Left { member, reason }) => self.left.push((member, reason)),
-            // Coordinators that die and come back are in `machine_properties.rs`.
-            Effect::Publish(_) | Effect::Checkpoint(..) => {}
-            Effect::Finish(outcome) => self.outcome = Some(outcome),
+            Effect::Publish(_) => {}
+            Effect::Checkpoint(id, standing, occasion) => self.checkpoint(id, *standing, occasion),
+            Effect::Finish(outcome) => match self.kill_at_end.take() {
+                Some(down) => {
+                    self.dismissed = true;
+                    self.kill_coordinator(down, false);
+                }
+                None => self.outcome = Some(outcome),
+            },
         }
     }
 
@@ -366,18 +456,18 @@ impl World {
             self.report(event);
         }
         if let Some(roots) = reduced {
-            let made = step(self.parameters, &roots);
+            let made = self.parameters.step(&roots);
             self.made = Some(made);
-            for member in self.machine.receivers().collect::<Vec<MemberId>>() {
-                self.on_lane(member, false, Happening::Parameters(member, round + 1, made));
+            for member in self.machine.iter().flat_map(Machine::receivers).collect::<Vec<MemberId>>() {
+                self.on_lane(member, false, Happening::Parameters(member, round + 1, made.parameters));
             }
-            let parameters = Digest(u128::from(made));
+            let parameters = Digest(u128::from(made.parameters));
             self.report(Event::Reduced { round, gradient_norm: 1.0, parameters, took: Aggregation::default() });
         }
     }
 
     fn report(&mut self, event: Event) {
-        self.on_lane(MemberId { worker: 0, incarnation: 0 }, true, Happening::Arrives(event));
+        self.on_lane(AGGREGATOR, true, Happening::Arrives(event));
     }
 
     fn reachable(&mut self, member: MemberId) -> Option<&mut Worker> {
@@ -414,7 +504,7 @@ impl World {
         }
     }
 
-    fn join_again(&mut self, process: Process) {
+    pub(crate) fn join_again(&mut self, process: Process) {
         if let Some(worker) = self.workers.get_mut(&process) {
             worker.left();
             let pause = self.millis(100, 400);
@@ -479,7 +569,7 @@ impl World {
         let Some(worker) = self.workers.get_mut(&process) else { return };
         let member = worker.member;
         // The connection of a member that is out, or that was cut off for some time, is seen to be dead.
-        let lost = member.is_some_and(|member| self.closed.contains(&member)) || worker.must_reconnect();
+        let lost = member.is_some_and(|member| !self.connected.contains(&member)) || worker.must_reconnect();
         let reachable = worker.is_reachable();
         self.after(self.spec.heartbeat_interval, Happening::Pulse(process));
         match member {
@@ -499,6 +589,9 @@ impl World {
         }
         if worker.member.is_some() {
             return;
+        }
+        if self.machine.is_none() {
+            return self.join_again(process);
         }
         self.connections += 1;
         let connection = ConnectionId(self.connections);
@@ -549,6 +642,7 @@ impl World {
                     self.on_lane(member, true, Happening::Arrives(Event::Drain(member)));
                 }
             }
+            Fault::KillCoordinator { down, damage } => self.kill_coordinator(down, damage),
             Fault::Repeat => self.repeat(),
         }
     }
