@@ -29,8 +29,12 @@ const HOPELESS: u32 = 20;
 const RECENT_ROUNDS: usize = 9;
 
 impl Machine {
-    /// Notes how long a round took from its first assignment to its commit.
-    pub(super) fn note_duration(&mut self, duration: Duration) {
+    /// Notes how long a round took from its first assignment to its commit. A round in which leaves were late says how long
+    /// it was waited for them: if that counted, the next wait would be longer still, and so on.
+    pub(super) fn note_duration(&mut self, duration: Duration, hedged: bool) {
+        if hedged && !self.recent_rounds.is_empty() {
+            return;
+        }
         self.recent_rounds.push_back(duration);
         if self.recent_rounds.len() > RECENT_ROUNDS {
             self.recent_rounds.pop_front();

@@ -367,7 +367,7 @@ impl Machine {
             duration,
             breakdown: Breakdown::of(duration, progress.longest_compute, took, progress.longest_download),
         })));
-        let (work, announced) = (progress.work, progress.announced_leaves());
+        let (work, announced, hedged) = (progress.work, progress.announced_leaves(), !progress.hedged().is_empty());
         for (id, leaves) in announced {
             // It is on its way, and will be dropped: the round is over.
             if let Some(member) = self.members.get_mut(id) {
@@ -376,7 +376,7 @@ impl Machine {
             }
         }
         self.members.iter_mut().for_each(|(_, member)| member.pace.missed(now, work));
-        self.note_duration(duration);
+        self.note_duration(duration, hedged);
         self.rounds = round + 1;
         self.samples_seen += u64::from(totals.samples);
         self.epoch_loss.sum += totals.loss;

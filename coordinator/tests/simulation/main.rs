@@ -93,7 +93,8 @@ fn every_storm_ends_with_the_right_hash() {
 #[test]
 fn storms_that_were_survived_late() {
     // Two of three workers lived and answered nothing, and a check waited for one of them, again and again.
-    [1953].into_iter().for_each(check);
+    // The fastest of three got stuck with all shards; the others waited longer for it in each round.
+    [1953, 5249].into_iter().for_each(check);
 }
 
 #[test]
