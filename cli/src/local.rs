@@ -9,9 +9,9 @@ use lockstep_common::placement::PlacedData;
 use lockstep_common::protocol::{FromWorker, JoinRequest};
 use lockstep_coordinator::link::{InProcessLink, Inbound, Inbox};
 use lockstep_proto::token::Token;
-use lockstep_worker::session::{self, Compute, Outgoing, SessionEnd, ShardSource, Transport};
+use lockstep_worker::session::{self, Compute, Leave, Outgoing, SessionEnd, ShardSource, Transport};
 use tokio::process::{Child, Command};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
@@ -50,15 +50,16 @@ pub(crate) async fn in_process_worker(inbox: Inbox, data: Arc<PlacedData>, compu
         shards: ShardSource::Local(data),
         gradients: None,
     };
-    let (_drain, never) = watch::channel(false);
-    let end = session::run(transport, compute, never).await;
+    let end = session::run(transport, compute, Leave::never()).await;
     forward.await.context("the worker's messages could not be handed over")?;
     // As a connection's end would tell it; the coordinator may be gone as well.
     let _ = inbox.send(Inbound::Closed(member, "the worker has ended".to_owned())).await;
     let end = end?;
     match end {
         SessionEnd::Finished(_) => Ok(()),
-        SessionEnd::Evicted(reason) | SessionEnd::Lost(reason) => anyhow::bail!("the worker is out: {reason}"),
+        SessionEnd::Evicted(reason) | SessionEnd::Lost(reason) | SessionEnd::Kept(reason) => {
+            anyhow::bail!("the worker is out: {reason}")
+        }
     }
 }
 
@@ -69,7 +70,7 @@ pub(crate) fn spawn_workers(workers: u32, url: &str, token: &Token, compute: Com
         Command::new(&program)
             .args(["worker", "--coordinator", url, "--name", &format!("local {number}")])
             .args(["--threads", &compute.threads.to_string(), "--simd", compute.isa.name()])
-            .args(["--patience", "30", "--quiet"])
+            .args(["--patience", "30", "--quiet", "--parent", &std::process::id().to_string()])
             // Other users of this machine can read the arguments, but not the environment.
             .env(JOIN_TOKEN, token.reveal())
             .stdin(Stdio::null())

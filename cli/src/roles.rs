@@ -53,6 +53,12 @@ pub(crate) struct WorkerArgs {
     /// Give up after so many seconds without a coordinator
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     patience: u64,
+    /// When asked to end, leave after so many seconds even if the coordinator does not let this worker go
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    drain_patience: u64,
+    /// End with the process of this number, which has started this one
+    #[arg(long, value_name = "PID", hide = true)]
+    parent: Option<u32>,
     /// Have tensors travel over gRPC, also from and to a coordinator on this host; the result is the same
     #[arg(long)]
     no_shared_memory: bool,
@@ -134,12 +140,16 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
 
 /// Runs `lockstep worker`.
 pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<()> {
+    if let Some(parent) = args.parent {
+        end_with(parent)?;
+    }
     let compute = Compute { isa: args.compute.simd, threads: args.compute.threads(1) };
     let options = WorkerOptions {
         coordinator: args.connect.target(&args.coordinator, JOIN_TOKEN)?,
         name: args.name.unwrap_or_else(default_name),
         compute,
         patience: Duration::from_secs(args.patience),
+        drain_patience: Duration::from_secs(args.drain_patience),
         shared_memory: !args.no_shared_memory,
     };
     let quiet = args.quiet;
@@ -172,6 +182,25 @@ pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<()> {
             Err(error) => Err(usage(error)),
         }
     })
+}
+
+/// Has the system end this process when its parent ends, however that ends: nobody else knows of this one.
+#[cfg(target_os = "linux")]
+fn end_with(parent: u32) -> anyhow::Result<()> {
+    use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .context("cannot tie this process to the one that started it")?;
+    // It may have ended before that.
+    if getppid().is_none_or(|pid| pid.as_raw_nonzero().get() as u32 != parent) {
+        anyhow::bail!("process {parent}, which started this one, has ended");
+    }
+    Ok(())
+}
+
+/// Elsewhere, workers notice that the coordinator is gone, and look for it for a while.
+#[cfg(not(target_os = "linux"))]
+fn end_with(_: u32) -> anyhow::Result<()> {
+    Ok(())
 }
 
 fn default_name() -> String {

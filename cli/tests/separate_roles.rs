@@ -241,3 +241,20 @@ fn a_terminated_coordinator_leaves_whole_files() {
     let proof = place.audit("run");
     assert!(proof.contains("1 round, 64 samples used"), "{proof}");
 }
+
+/// Scenario: `train --workers 2` is killed, and only it. Property: its worker processes end with it; they do not look for
+/// a coordinator first.
+#[test]
+fn workers_end_with_the_process_that_started_them() {
+    let place = Place::with_model(DENSE);
+    let mut train = place.start(&support::train_arguments("run", 9000, &["--workers", "2"]));
+    train.wait_for_line("\"round\":2,");
+    let said = train.kill_and_wait_for_heirs().stderr;
+    assert!(!said.contains("for a coordinator"), "{said}");
+}
+
+#[test]
+fn a_worker_whose_parent_is_gone_already_does_not_begin() {
+    let said = Place::new().run(&["worker", "--coordinator", "127.0.0.1:1", "--parent", "1"]).expect_code(1).stderr;
+    assert!(said.contains("process 1, which started this one, has ended"), "{said}");
+}

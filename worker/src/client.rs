@@ -20,7 +20,7 @@ use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
 use crate::engine::EngineError;
-use crate::session::{self, Compute, Outgoing, SessionEnd, ShardSource, Transport};
+use crate::session::{self, Compute, Leave, Outgoing, SessionEnd, ShardSource, Transport};
 use crate::sharing::Sharing;
 
 /// First pause before trying again; it doubles up to [`LONGEST_PAUSE`].
@@ -41,6 +41,8 @@ pub struct WorkerOptions {
     pub compute: Compute,
     /// How long it looks for a coordinator before it gives up.
     pub patience: Duration,
+    /// How long the coordinator may take to let it go when it was asked to leave.
+    pub drain_patience: Duration,
     /// Whether it exchanges tensors through shared memory if the coordinator offers some that it can see.
     pub shared_memory: bool,
 }
@@ -65,6 +67,14 @@ pub enum WorkerError {
     /// This worker cannot compute what the run needs.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// It was asked to leave, and the coordinator did not let it go.
+    #[error("left without being let go by {url}: {reason}; what it owes, others compute")]
+    Kept {
+        /// Where the coordinator is.
+        url: String,
+        /// What was awaited, and for how long.
+        reason: String,
+    },
     /// Nobody answered for too long.
     #[error("waited {waited} s for a coordinator at {url}, and there is none: {last}")]
     NoCoordinator {
@@ -113,6 +123,9 @@ pub async fn run(
         let attempt = take_part(&access, &request, &options, drain.clone(), say).await?;
         let last = match attempt {
             Attempt::Over(SessionEnd::Finished(reason)) => return Ok(reason),
+            Attempt::Over(SessionEnd::Kept(reason)) => {
+                return Err(WorkerError::Kept { url: options.coordinator, reason });
+            }
             Attempt::Over(SessionEnd::Evicted(reason)) => {
                 was_member = true;
                 say(&format!("evicted: {reason}; joining again"));
@@ -189,7 +202,8 @@ async fn take_part(
     };
     let member = transport.welcome.member;
     say(&format!("joined run {:?} as {member}", transport.welcome.job.run));
-    Ok(Attempt::Over(session::run(transport, options.compute, drain).await?))
+    let leave = Leave { asked: drain, patience: options.drain_patience };
+    Ok(Attempt::Over(session::run(transport, options.compute, leave).await?))
 }
 
 /// Joins: a session on one connection, an exchange and shards on another, so that bulk data cannot delay heartbeats.

@@ -2,13 +2,14 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lockstep_common::kernel::Isa;
 use lockstep_common::placement::{PlacedData, ShardSamples};
 use lockstep_common::protocol::{FromWorker, KeepList, NodeReport, ShardRef, ToWorker, Welcome, Work};
 use lockstep_common::shared_memory::{FloatBuffer, Region};
 use tokio::sync::{mpsc, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::{Stream, StreamExt};
 use tracing::{debug, warn};
 
@@ -70,6 +71,23 @@ pub struct Compute {
     pub threads: usize,
 }
 
+/// How a worker leaves before the run ends.
+#[derive(Clone, Debug)]
+pub struct Leave {
+    /// Becomes true when it is asked to.
+    pub asked: watch::Receiver<bool>,
+    /// How long the coordinator may then take to let it go.
+    pub patience: Duration,
+}
+
+impl Leave {
+    /// It stays to the end.
+    pub fn never() -> Self {
+        // The sender is gone: nothing ever changes.
+        Self { asked: watch::channel(false).1, patience: Duration::MAX }
+    }
+}
+
 /// How a session ended.
 #[derive(Debug)]
 pub enum SessionEnd {
@@ -79,17 +97,15 @@ pub enum SessionEnd {
     Evicted(String),
     /// The connection is gone.
     Lost(String),
+    /// It asked to leave, and was not let go.
+    Kept(String),
 }
 
-/// Takes part in a run until it ends, in one way or another. When `drain` becomes true, the worker asks to leave.
+/// Takes part in a run until it ends, in one way or another.
 ///
 /// # Errors
 /// [`EngineError`] when this worker cannot compute the run's model as the coordinator means it.
-pub async fn run(
-    transport: Transport,
-    compute: Compute,
-    mut drain: watch::Receiver<bool>,
-) -> Result<SessionEnd, EngineError> {
+pub async fn run(transport: Transport, compute: Compute, mut leave: Leave) -> Result<SessionEnd, EngineError> {
     let Transport { welcome, mut incoming, outgoing, shards, gradients } = transport;
     let cache = ShardCache::default();
     let newest = NewestWork::default();
@@ -108,7 +124,7 @@ pub async fn run(
     let (keep_lists, newest_list) = watch::channel(KeepList { list: 0, shards: Vec::new() });
     let fetcher = tokio::spawn(fetch_shards(newest_list, shards.clone(), cache, outgoing.control.clone()));
     let mut sender = NodeSender { outgoing: &outgoing.bulk, commands: &commands, newest: &newest, lent: Vec::new() };
-    let mut draining = false;
+    let mut leaving_since = None;
     let end = loop {
         tokio::select! {
             message = incoming.next() => match message {
@@ -150,11 +166,15 @@ pub async fn run(
                 // A full queue is no reason to wait: what fills it is a sign of life too.
                 let _ = outgoing.control.try_send(FromWorker::Heartbeat);
             }
-            changed = drain.changed(), if !draining => {
-                draining = true;
-                if changed.is_ok() && *drain.borrow() && outgoing.control.send(FromWorker::Drain).await.is_err() {
+            () = wait_until(&mut leave.asked), if leaving_since.is_none() => {
+                leaving_since = Some(Instant::now());
+                if outgoing.control.send(FromWorker::Drain).await.is_err() {
                     break lost();
                 }
+            }
+            () = at_most(leaving_since, leave.patience) => {
+                let patience = leave.patience.as_secs();
+                break SessionEnd::Kept(format!("it asked to leave {patience} s ago, and the coordinator has not let it go"));
             }
         }
     };
@@ -162,6 +182,21 @@ pub async fn run(
     // So that it says nothing more after the end; it was cancelled, which is no news.
     let _ = fetcher.await;
     Ok(end)
+}
+
+/// Comes when the value is true; never if nobody can make it so.
+async fn wait_until(value: &mut watch::Receiver<bool>) {
+    if value.wait_for(|value| *value).await.is_err() {
+        std::future::pending().await
+    }
+}
+
+/// Comes when `patience` has passed since then; never without a then.
+async fn at_most(since: Option<Instant>, patience: Duration) {
+    match since.and_then(|since| since.checked_add(patience)) {
+        Some(end) => tokio::time::sleep_until(end).await,
+        None => std::future::pending().await,
+    }
 }
 
 fn lost() -> SessionEnd {
@@ -241,5 +276,53 @@ async fn fetch_shards(
                 break;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_common::config::{DataFacts, RunConfig};
+    use lockstep_common::data::Dtype;
+    use lockstep_common::model;
+    use lockstep_common::protocol::MemberId;
+    use lockstep_common::shape::Shape;
+    use lockstep_proto::transport;
+    use tonic::transport::Endpoint;
+
+    use super::*;
+
+    /// Scenario: a worker is asked to leave, and its coordinator never lets it go. Property: it says so, and ends with a
+    /// message that says for how long it was kept.
+    #[tokio::test]
+    async fn a_worker_that_is_not_let_go_leaves_by_itself() {
+        let config = RunConfig { name: Some("test".to_owned()), ..RunConfig::default() };
+        let facts = DataFacts {
+            name: "test data".to_owned(),
+            sample_shape: Shape::new([28, 28]),
+            dtype: Dtype::U8,
+            training_samples: 1000,
+            validation_samples: 0,
+        };
+        let spec = config.resolve(model::preset("conv").expect("a preset"), &facts).expect("a valid run");
+        let member = MemberId { worker: 1, incarnation: 1 };
+        let heartbeat_interval = Duration::from_secs(1);
+        let (outgoing, mut sent) = mpsc::channel(64);
+        let client = transport::worker_client(Endpoint::from_static("http://127.0.0.1:1").connect_lazy());
+        let nowhere = RemoteShards::new(client, member, spec.job());
+        let transport = Transport {
+            welcome: Welcome { member, job: spec.job(), heartbeat_interval, shared_memory: None },
+            incoming: Box::pin(tokio_stream::pending()),
+            outgoing: Outgoing { control: outgoing.clone(), bulk: outgoing },
+            shards: ShardSource::Remote(Box::new(nowhere)),
+            gradients: None,
+        };
+        let (ask, asked) = watch::channel(false);
+        ask.send_replace(true);
+        let compute = Compute { isa: Isa::best(), threads: 1 };
+        let end = run(transport, compute, Leave { asked, patience: Duration::ZERO }).await.expect("a known model");
+        let SessionEnd::Kept(reason) = end else { panic!("{end:?}") };
+        assert_eq!(reason, "it asked to leave 0 s ago, and the coordinator has not let it go");
+        let mut messages = std::iter::from_fn(|| sent.try_recv().ok());
+        assert!(messages.any(|message| matches!(message, FromWorker::Drain)));
     }
 }

@@ -155,6 +155,13 @@ impl Running {
         self.child.wait().expect("the process can be waited for");
     }
 
+    /// Sends SIGKILL to it alone, and waits until nobody is left who could print into its streams: not those either whom
+    /// it has started.
+    pub(crate) fn kill_and_wait_for_heirs(mut self) -> Ended {
+        self.child.kill().expect("the process can be killed");
+        self.end()
+    }
+
     /// Sends SIGKILL and waits until it is gone.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("the process can be killed");

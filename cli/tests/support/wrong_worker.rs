@@ -9,8 +9,8 @@ use lockstep_common::protocol::{Bytes, FromWorker, ToWorker};
 use lockstep_proto::convert::{ExchangeDown, Hello, SessionDown, SessionReader, Upward};
 use lockstep_proto::v1;
 use lockstep_worker::client::RemoteShards;
-use lockstep_worker::session::{self, Compute, Outgoing, SessionEnd, ShardSource, Transport};
-use tokio::sync::{mpsc, watch};
+use lockstep_worker::session::{self, Compute, Leave, Outgoing, SessionEnd, ShardSource, Transport};
+use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 
@@ -23,9 +23,10 @@ pub(crate) fn spawn(url: &str, process: u64) -> JoinHandle<SessionEnd> {
         let runtime = runtime();
         runtime.block_on(async {
             let transport = soon("a welcome", join(&url, process)).await;
-            let (_drain, never) = watch::channel(false);
             let compute = Compute { isa: Isa::best(), threads: 1 };
-            soon("the session's end", session::run(transport, compute, never)).await.expect("the model is known here")
+            soon("the session's end", session::run(transport, compute, Leave::never()))
+                .await
+                .expect("the model is known here")
         })
     })
 }
