@@ -124,7 +124,9 @@ impl Agreement<'_> {
 
 impl fmt::Display for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Audit { header, rounds, whole_epochs, samples_in_open_epoch, samples_used, members, .. } = &self.audit;
+        let Audit {
+            header, rounds, whole_epochs, samples_in_open_epoch, samples_used, members, skipped_rounds, ..
+        } = &self.audit;
         let samples = u64::from(header.samples.get());
         writeln!(f, "run {}: {}, {} used", header.run, count(*rounds, "round"), count(*samples_used, "sample"))?;
         if *whole_epochs > 0 {
@@ -141,6 +143,10 @@ impl fmt::Display for Proof {
                 "  epoch {epoch} is not complete: {used} of {} were used, each once",
                 count(samples, "sample")
             )?;
+        }
+        if *skipped_rounds > 0 {
+            let (rounds, were) = (count(*skipped_rounds, "round"), if *skipped_rounds == 1 { "was" } else { "were" });
+            writeln!(f, "  {rounds} {were} skipped, not being finite: the parameters stayed as they were")?;
         }
         if *rounds > 0 {
             let shards = count(header.shards.into(), "leaf");
@@ -185,6 +191,7 @@ struct Report<'a> {
     samples_used: u64,
     whole_epochs: u32,
     samples_in_open_epoch: u32,
+    skipped_rounds: u64,
     members: Vec<String>,
     parameters_digest: Digest,
     /// `null` without a model.
@@ -206,6 +213,7 @@ impl<'a> From<&'a Proof> for Report<'a> {
             samples_used: proof.audit.samples_used,
             whole_epochs: proof.audit.whole_epochs,
             samples_in_open_epoch: proof.audit.samples_in_open_epoch,
+            skipped_rounds: proof.audit.skipped_rounds,
             members: members.iter().map(ToString::to_string).collect(),
             parameters_digest: proof.audit.parameters,
             params_sha256: proof.params_sha256.as_deref(),
@@ -263,6 +271,7 @@ mod tests {
             loss: 0.5,
             gradient_norm: 1.0,
             parameters,
+            skipped: false,
             nodes: vec![Contribution { by: MemberId { worker: 2, incarnation: 1 }, node: schedule.tree.root() }],
             leaves: (0..4).map(used).collect(),
             hedged: Vec::new(),

@@ -1,6 +1,7 @@
 //! The configuration of a run as people write it, and the [`RunSpec`] that it becomes once everything is checked.
 
 mod cluster;
+mod non_finite;
 
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use crate::shape::Shape;
 use crate::shard::{MAX_SAMPLES, Schedule};
 
 pub use cluster::ClusterConfig;
+pub use non_finite::{NonFiniteAction, NonFiniteConfig};
 
 /// A run's configuration: a TOML file, with every key optional.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,6 +56,8 @@ pub struct RunConfig {
     pub cluster: ClusterConfig,
     /// When checkpoints are written.
     pub checkpoint: CheckpointConfig,
+    /// What is done when a loss or a gradient is not finite.
+    pub non_finite: NonFiniteConfig,
 }
 
 impl Default for RunConfig {
@@ -73,6 +77,7 @@ impl Default for RunConfig {
             data: DataConfig::default(),
             cluster: ClusterConfig::default(),
             checkpoint: CheckpointConfig::default(),
+            non_finite: NonFiniteConfig::default(),
         }
     }
 }
@@ -269,6 +274,9 @@ impl RunConfig {
             return refuse(problem);
         }
         positive("checkpoint.keep", self.checkpoint.keep)?;
+        if let Some(problem) = self.non_finite.problem() {
+            return refuse(problem);
+        }
         let max_rounds = match self.max_rounds {
             Some(0) => return refuse("max_rounds is 0; it must be at least 1".to_owned()),
             other => other.and_then(NonZeroU64::new),
@@ -292,6 +300,7 @@ impl RunConfig {
             work_timeout: Duration::from_millis(cluster.work_timeout_ms),
             checkpoint: self.checkpoint,
             spot_check: cluster.spot_check,
+            non_finite: self.non_finite,
         })
     }
 }
@@ -383,6 +392,8 @@ pub struct RunSpec {
     pub checkpoint: CheckpointConfig,
     /// About one leaf in so many is computed twice and compared; 0 for none.
     pub spot_check: u32,
+    /// What is done when a loss or a gradient is not finite.
+    pub non_finite: NonFiniteConfig,
 }
 
 impl RunSpec {
@@ -462,6 +473,9 @@ mod tests {
         check(&["optimizer.beta_1=1.5"], "optimizer: beta_1 is 1.5");
         check(&["cluster.min_workers=17"], "min_workers is 17");
         check(&["cluster.lease_timeout_ms=600"], "lease_timeout_ms is 600");
+        check(&["non_finite.rate_factor=1"], "non_finite.rate_factor is 1; it must be above 0 and below 1");
+        check(&["non_finite.max_in_a_row=0"], "non_finite.max_in_a_row is 0");
+        check(&["non_finite.action=ignore"], "unknown variant `ignore`");
         check(&["checkpoint.keep=0"], "checkpoint.keep is 0; it must be at least 1");
         check(&["epochs"], "expected KEY=VALUE");
         check(&["seed.x=1"], "seed");

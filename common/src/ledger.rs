@@ -94,6 +94,9 @@ pub struct Record {
     pub gradient_norm: f64,
     /// Digest of the parameters that the round made.
     pub parameters: Digest,
+    /// Whether the round was skipped, because its loss or gradient is not finite: the parameters stayed as they were.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
     /// The nodes that the sum was made of, from left to right.
     pub nodes: Vec<Contribution>,
     /// For each leaf, the digest of the samples that its worker used.
@@ -168,6 +171,8 @@ pub struct Audit {
     pub samples_in_open_epoch: u32,
     /// Samples used over all rounds.
     pub samples_used: u64,
+    /// Rounds that were skipped: their gradient was computed, and no step was taken.
+    pub skipped_rounds: u64,
     /// Members that contributed.
     pub members: Vec<MemberId>,
     /// Digest of the parameters after the last round.
@@ -277,6 +282,7 @@ struct Auditor {
     rounds: u64,
     whole_epochs: u32,
     samples_used: u64,
+    skipped_rounds: u64,
     members: Vec<MemberId>,
     parameters: Digest,
 }
@@ -292,6 +298,7 @@ impl Auditor {
             rounds: 0,
             whole_epochs: 0,
             samples_used: 0,
+            skipped_rounds: 0,
             members: Vec::new(),
             parameters: header.initial_parameters,
             header,
@@ -311,10 +318,17 @@ impl Auditor {
         if record.samples != samples {
             return Err(format!("round {} used {} samples, the batch has {samples}", record.round, record.samples));
         }
+        if record.skipped && record.parameters != self.parameters {
+            return Err(format!(
+                "round {} was skipped, and yet its parameters are {} after {}",
+                record.round, record.parameters, self.parameters
+            ));
+        }
         self.check_tree(record)?;
         self.check_samples(record)?;
         self.rounds += 1;
         self.samples_used += u64::from(samples);
+        self.skipped_rounds += u64::from(record.skipped);
         self.parameters = record.parameters;
         for contribution in &record.nodes {
             if !self.members.contains(&contribution.by) {
@@ -389,6 +403,7 @@ impl Auditor {
             whole_epochs: self.whole_epochs,
             samples_in_open_epoch: self.used_count,
             samples_used: self.samples_used,
+            skipped_rounds: self.skipped_rounds,
             members: self.members,
             parameters: self.parameters,
         }
@@ -426,6 +441,7 @@ mod tests {
             loss: 0.5,
             gradient_norm: 1.0,
             parameters: Digest(u128::from(round)),
+            skipped: false,
             nodes: schedule
                 .tree
                 .cover(0..1)
@@ -460,6 +476,18 @@ mod tests {
     }
 
     #[test]
+    fn a_skipped_round_uses_its_samples_and_changes_no_parameters() {
+        let audit = audit_of(|round, record| {
+            if round == 3 {
+                (record.skipped, record.loss, record.parameters) = (true, f64::NAN, Digest(2));
+            }
+            true
+        });
+        let audit = audit.unwrap();
+        assert_eq!((audit.rounds, audit.skipped_rounds, audit.samples_used), (8, 1, 58));
+    }
+
+    #[test]
     fn every_lie_is_found_and_named() {
         fn check(expected: &str, edit: impl Fn(u64, &mut Record) -> bool) {
             let message = audit_of(edit).unwrap_err();
@@ -472,6 +500,10 @@ mod tests {
         });
         check("leaf 2 was computed from other samples", |round, record| {
             record.leaves[2] = if round == 1 { Digest(1) } else { record.leaves[2] };
+            true
+        });
+        check("round 3 was skipped, and yet its parameters are", |round, record| {
+            record.skipped = round == 3;
             true
         });
         check("where leaf 1 must follow", |_, record| {

@@ -26,6 +26,9 @@ pub struct RoundReport {
     pub samples: u32,
     /// Digest of the parameters that the round made.
     pub parameters: Digest,
+    /// Whether the round was skipped, because its loss or gradient is not finite: the parameters stayed as they were.
+    #[serde(default)]
+    pub skipped: bool,
     /// Members that took part.
     pub workers: u32,
     /// Leaves that a second member was asked to compute, because the first was late.
@@ -84,9 +87,9 @@ impl Breakdown {
 pub struct Aggregation {
     /// Waiting for the rest of announced nodes, with nothing else to do.
     pub upload: Duration,
-    /// Adding gradients.
+    /// Adding gradients, with the norm of the sum.
     pub reduce: Duration,
-    /// The optimizer step, with the norm of the gradient and the digest of the parameters.
+    /// The optimizer step, with the digest of the parameters.
     pub update: Duration,
 }
 

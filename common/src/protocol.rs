@@ -84,28 +84,34 @@ pub enum Work {
         /// Number of rounds before the evaluation.
         round: u64,
     },
+    /// A closer look at round `round`, whose loss or gradient is not finite, at the same parameter version and samples.
+    Inspection {
+        /// Number of rounds before that one.
+        round: u64,
+    },
 }
 
 impl Work {
     /// The parameter version that the work is computed from: the number of rounds that made it.
     pub fn version(self) -> u64 {
         match self {
-            Work::Gradient { round } | Work::Evaluation { round } => round,
+            Work::Gradient { round } | Work::Evaluation { round } | Work::Inspection { round } => round,
         }
     }
 
-    /// Its place among the works of a run, which follow each other: rounds, and evaluations between them.
+    /// Its place among the works of a run, which follow each other: rounds, and what comes between them.
     pub fn place(self) -> u64 {
         match self {
-            Work::Evaluation { round } => 2 * round,
-            Work::Gradient { round } => 2 * round + 1,
+            Work::Evaluation { round } => round.saturating_mul(3),
+            Work::Gradient { round } => round.saturating_mul(3).saturating_add(1),
+            Work::Inspection { round } => round.saturating_mul(3).saturating_add(2),
         }
     }
 
     /// Which samples the work is about.
     pub fn split(self) -> Split {
         match self {
-            Work::Gradient { .. } => Split::Training,
+            Work::Gradient { .. } | Work::Inspection { .. } => Split::Training,
             Work::Evaluation { .. } => Split::Validation,
         }
     }
@@ -116,6 +122,7 @@ impl fmt::Display for Work {
         match self {
             Work::Gradient { round } => write!(f, "round {round}"),
             Work::Evaluation { round } => write!(f, "evaluation after {round} rounds"),
+            Work::Inspection { round } => write!(f, "inspection of round {round}"),
         }
     }
 }
@@ -267,6 +274,25 @@ pub struct NodeReport {
     pub waited: Duration,
     /// The digest of the node's gradient, if it was asked for.
     pub gradient: Option<Digest>,
+    /// For an inspection: the first leaf that is not finite, if there is one.
+    pub finding: Option<Finding>,
+}
+
+/// Samples of a leaf that a finding names, at most.
+pub const MAX_NAMED_SAMPLES: usize = 8;
+
+/// What an inspection has found: a leaf whose loss or gradient is not finite.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finding {
+    /// Which leaf.
+    pub leaf: u32,
+    /// Indices of the samples whose own loss or gradient is not finite: the first [`MAX_NAMED_SAMPLES`], in the order of
+    /// use. Empty if only their sum is not finite.
+    pub samples: Vec<u32>,
+    /// The loss of the first of these samples, or else of the leaf.
+    pub loss: f64,
+    /// The first and the last tensor of the layout in which the gradient of that sample or leaf is not finite.
+    pub tensors: Option<(u32, u32)>,
 }
 
 /// A part of a node's gradient sum.

@@ -3,12 +3,17 @@
 //! The aggregator runs on a thread of its own. It combines the parts of tree nodes by position; as soon as a chunk's
 //! root is complete it takes the optimizer step for that chunk and reports the new parameters. Version `v` stays
 //! readable as a whole until version `v + 1` is.
+//!
+//! A step is taken only if the whole gradient and the loss are finite. Where all chunks become complete at once, that is
+//! known before the first of them is touched. Where they come one by one, the moments that a step changes are kept until
+//! the last chunk is there, and are put back if that one is not finite.
 
 mod chunk_task;
+mod message;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use lockstep_common::hash::Digest;
 use lockstep_common::kernel::Isa;
@@ -16,7 +21,7 @@ use lockstep_common::kernel::elementwise::AdamStep;
 use lockstep_common::optim::Adam;
 use lockstep_common::optim::adam::Moments;
 use lockstep_common::progress::Aggregation;
-use lockstep_common::protocol::{Bytes, CHUNK_FLOATS, MemberId, NodeChunk, chunks, combine_chunk_digests};
+use lockstep_common::protocol::{CHUNK_FLOATS, MemberId, NodeChunk, chunks, combine_chunk_digests, parameters_digest};
 use lockstep_common::reduce::{NodeId, Reduction, Tree};
 use lockstep_common::shared_memory::{FloatBuffer, Region};
 use lockstep_proto::chunk::to_bytes;
@@ -26,98 +31,27 @@ use tracing::debug;
 
 use crate::checkpoint::{Draft, Snapshots};
 use crate::held::Held;
-use chunk_task::{Chunk, ChunkTask, ChunkTimes, Piece};
+use crate::round::Step;
+use chunk_task::{Chunk, ChunkTask, Part, Piece};
+pub use message::{FromAggregator, Start, ToAggregator};
 
-/// What the aggregator is told, in this order for each round: one `Begin`; then, for each node, one `Expect` before the
-/// parts of its gradient.
+/// A node whose parts are awaited.
 #[derive(Debug)]
-pub enum ToAggregator {
-    /// A round starts.
-    Begin {
-        /// Which round.
-        round: u64,
-        /// Samples in its global batch.
-        samples: u32,
-        /// Whether anybody wants the new parameters chunk by chunk.
-        chunks: bool,
-    },
-    /// The member's node was checked; its parts are welcome.
-    Expect(MemberId, NodeId),
-    /// Take a snapshot for a checkpoint, before the next `Begin`.
-    Checkpoint(Box<Draft>),
-    /// From now on, what comes of a member is to be kept out of the sum until it is released.
-    Hold(MemberId),
-    /// What is held of a member goes into the sum, and so does what still comes of its nodes.
-    Release(MemberId),
-    /// What is held of a member is thrown away, and so is what still comes of its nodes.
-    Discard(MemberId),
-    /// A part of a node's gradient.
-    Chunk(MemberId, NodeChunk),
-    /// A node's whole gradient, from a worker that shares the memory that it lies in.
-    Whole {
-        /// Who computed it.
-        member: MemberId,
-        /// Round of the gradient.
-        round: u64,
-        /// Which node.
-        node: NodeId,
-        /// The flat vector.
-        gradient: Arc<FloatBuffer>,
-    },
+struct Awaited {
+    loss: f64,
+    /// Which of its chunks are there.
+    there: Vec<bool>,
 }
 
-/// What the aggregator reports.
-#[derive(Debug)]
-pub enum FromAggregator {
-    /// All parts of a node are there.
-    Arrived {
-        /// Who sent them.
-        member: MemberId,
-        /// Round of the gradient.
-        round: u64,
-        /// Which node.
-        node: NodeId,
-    },
-    /// A chunk of the next version is made.
-    Updated {
-        /// Rounds that make the version.
-        version: u64,
-        /// Which chunk.
-        chunk: u32,
-        /// Little-endian floats.
-        data: Bytes,
-    },
-    /// The next version is whole.
-    Reduced {
-        /// The round that made it.
-        round: u64,
-        /// Euclidean norm of the mean gradient.
-        gradient_norm: f64,
-        /// Digest of the parameters.
-        digest: Digest,
-        /// The parameters.
-        parameters: Arc<FloatBuffer>,
-        /// What the round took here.
-        took: Aggregation,
-    },
-    /// A member sent what cannot be.
-    Violation {
-        /// Who.
-        member: MemberId,
-        /// What.
-        reason: String,
-    },
-}
-
-/// What an aggregator starts from.
-#[derive(Debug)]
-pub struct Start {
-    /// The parameters.
-    pub parameters: Arc<FloatBuffer>,
-    /// The optimizer's moments.
-    pub moments: Moments,
-    /// Rounds that made them.
-    pub version: u64,
+/// How far a round is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// All that is complete is finite.
+    Sound,
+    /// Something is not finite: the rest is added, and no step is taken any more.
+    NotFinite,
+    /// All chunks are complete, and the next version is made, or nothing is changed.
+    Done,
 }
 
 /// One round's state.
@@ -128,10 +62,11 @@ struct Round {
     /// Whether anybody wants the chunks one by one.
     broadcast: bool,
     step: AdamStep,
-    /// For each awaited node, which of its chunks are there.
-    awaited: HashMap<(MemberId, NodeId), Vec<bool>>,
+    awaited: HashMap<(MemberId, NodeId), Awaited>,
     held: Held<Vec<(usize, Piece)>>,
-    updated: usize,
+    /// Chunks whose sums are complete.
+    complete: usize,
+    stage: Stage,
     took: Aggregation,
 }
 
@@ -211,13 +146,14 @@ impl Aggregator {
 
     fn handle(&mut self, message: ToAggregator) -> Result<(), Closed> {
         match message {
-            ToAggregator::Begin { round, samples, chunks } => self.begin(round, samples, chunks),
-            ToAggregator::Expect(member, node) => {
-                let chunks = self.chunks.len();
+            ToAggregator::Begin { round, samples, step, chunks } => self.begin(round, samples, step, chunks),
+            ToAggregator::Expect(member, node, loss) => {
+                let there = vec![false; self.chunks.len()];
                 if let Some(round) = &mut self.round {
-                    round.awaited.insert((member, node), vec![false; chunks]);
+                    round.awaited.insert((member, node), Awaited { loss, there });
                 }
             }
+            ToAggregator::Skip { round } => self.skip(round)?,
             ToAggregator::Checkpoint(draft) => self.checkpoint(*draft),
             ToAggregator::Hold(member) => self.round.iter_mut().for_each(|round| round.held.hold(member)),
             ToAggregator::Release(member) => {
@@ -236,9 +172,14 @@ impl Aggregator {
         Ok(())
     }
 
-    fn begin(&mut self, round: u64, samples: u32, broadcast: bool) {
-        self.chunks.iter_mut().for_each(|chunk| chunk.sum = Some(Reduction::new(self.tree)));
-        let step = self.adam.step(round + 1, samples);
+    fn begin(&mut self, round: u64, samples: u32, step: Step, broadcast: bool) {
+        for chunk in &mut self.chunks {
+            chunk.drop_root();
+            chunk.sum = Some(Reduction::new(self.tree));
+            chunk.stepped_early = false;
+        }
+        let Step { number, learning_rate } = step;
+        let step = Adam { learning_rate, ..self.adam }.step(number, samples);
         self.round = Some(Round {
             number: round,
             samples,
@@ -246,7 +187,8 @@ impl Aggregator {
             step,
             awaited: HashMap::new(),
             held: Held::default(),
-            updated: 0,
+            complete: 0,
+            stage: Stage::Sound,
             took: Aggregation::default(),
         });
     }
@@ -279,7 +221,8 @@ impl Aggregator {
     /// is not awaited is of another round or was checked and found wrong, and is dropped.
     fn take(&mut self, member: MemberId, number: u64, node: NodeId, pieces: Vec<(usize, Piece)>) -> Result<(), Closed> {
         let Some(round) = self.round.as_mut().filter(|round| round.number == number) else { return Ok(()) };
-        let Some(there) = round.awaited.get_mut(&(member, node)) else { return Ok(()) };
+        let Some(Awaited { loss, there }) = round.awaited.get_mut(&(member, node)) else { return Ok(()) };
+        let loss = *loss;
         let Some(pieces) = round.held.keep(member, node, pieces) else { return Ok(()) };
         pieces.iter().for_each(|&(chunk, _)| there[chunk] = true);
         if there.iter().all(|&there| there) {
@@ -287,37 +230,37 @@ impl Aggregator {
             self.send(FromAggregator::Arrived { member, round: number, node })?;
         }
         let mut next = self.next.take().unwrap_or_else(|| self.buffer_for_next());
-        let updated = self.combine(node, pieces, &mut next);
-        if updated.is_empty() {
-            // Also for a node that comes when its round is made already, because it was hedged: nothing is made twice.
-            self.next = Some(next);
-            return Ok(());
-        }
-        let Some(round) = &mut self.round else { return Ok(()) };
-        round.updated += updated.len();
-        let (done, version) = (round.updated == self.chunks.len(), number + 1);
-        if round.broadcast {
-            for chunk in updated {
-                let start = chunk * CHUNK_FLOATS;
-                let data = to_bytes(&next[start..(start + CHUNK_FLOATS).min(next.len())]);
-                self.send(FromAggregator::Updated { version, chunk: chunk as u32, data })?;
+        let complete = self.combine(node, loss, pieces, &mut next);
+        let Some(Round { complete: all, stage, broadcast, .. }) = self.round else { return Ok(()) };
+        let done = !complete.is_empty() && all == self.chunks.len();
+        if broadcast && stage == Stage::Sound {
+            for chunk in complete {
+                self.send(updated(number + 1, chunk, &next))?;
             }
         }
-        if done {
-            return self.commit(next);
+        match (done, stage) {
+            (true, Stage::Sound) => self.commit(next),
+            (true, _) => {
+                self.next = Some(next);
+                self.withhold()
+            }
+            // Also for a node that comes when its round is made already, because it was hedged: nothing is made twice.
+            (false, _) => {
+                self.next = Some(next);
+                Ok(())
+            }
         }
-        self.next = Some(next);
-        Ok(())
     }
 
-    /// Adds the pieces of a node to the sums of their chunks, and makes the chunks of `next` whose sums are complete: each
-    /// chunk on one thread, so that what is added is still near the core when the step is taken. Returns which are made.
-    fn combine(&mut self, node: NodeId, pieces: Vec<(usize, Piece)>, next: &mut [f32]) -> Vec<usize> {
+    /// Adds the pieces of a node to the sums of their chunks, and makes the chunks of `next` whose sums are complete, as
+    /// long as everything is finite: each chunk on one thread, so that what is added is still near the core when the step is
+    /// taken. Returns which sums are complete now.
+    fn combine(&mut self, node: NodeId, loss: f64, pieces: Vec<(usize, Piece)>, next: &mut [f32]) -> Vec<usize> {
         let Some(round) = &mut self.round else { return Vec::new() };
         let started = Instant::now();
-        let (isa, step) = (self.isa, round.step);
+        let (isa, step, chunks) = (self.isa, round.step, self.chunks.len());
         let mut pieces_of: Vec<Option<Piece>> = Vec::new();
-        pieces_of.resize_with(self.chunks.len(), || None);
+        pieces_of.resize_with(chunks, || None);
         pieces.into_iter().for_each(|(chunk, piece)| pieces_of[chunk] = Some(piece));
         let slices = next
             .chunks_mut(CHUNK_FLOATS)
@@ -327,49 +270,91 @@ impl Aggregator {
         let tasks = slices.zip(&mut self.chunks).zip(pieces_of).enumerate();
         let mut tasks: Vec<ChunkTask<'_>> = tasks
             .filter_map(|(index, (((((updated, parameters), first_moment), second_moment), chunk), piece))| {
-                Some(ChunkTask { index, piece: Some(piece?), updated, parameters, first_moment, second_moment, chunk })
+                let part = Some(Part { piece: piece?, loss });
+                Some(ChunkTask { index, part, updated, parameters, first_moment, second_moment, chunk })
             })
             .collect();
-        let run = |task: &mut ChunkTask<'_>| task.run(isa, step, node);
-        let took: Vec<ChunkTimes> = match &self.pool {
-            Some(pool) if tasks.len() > 1 => pool.install(|| tasks.par_iter_mut().map(run).collect()),
-            _ => tasks.iter_mut().map(run).collect(),
-        };
-        let sum = |part: fn(&ChunkTimes) -> Duration| took.iter().map(part).sum::<Duration>();
-        let (reduce, update) = (sum(|times| times.reduce), sum(|times| times.update.unwrap_or_default()));
-        // Several threads' times, as parts of the time that passed.
-        let passed = started.elapsed();
-        let share = reduce.as_secs_f64() / (reduce + update).as_secs_f64().max(f64::MIN_POSITIVE);
-        let reduced = passed.mul_f64(share.clamp(0.0, 1.0)).min(passed);
-        round.took.reduce += reduced;
-        round.took.update += passed - reduced;
-        let updated = tasks.iter().zip(&took).filter(|(_, times)| times.update.is_some());
-        updated.map(|(task, _)| task.index).collect()
+        in_parallel(self.pool.as_ref(), &mut tasks, |task| task.reduce(isa, node));
+        let reduced = Instant::now();
+        round.took.reduce += reduced - started;
+        tasks.retain(|task| task.chunk.root.is_some());
+        round.complete += tasks.len();
+        if tasks.iter().any(|task| !task.chunk.is_finite()) {
+            round.stage = Stage::NotFinite;
+        }
+        if round.stage == Stage::Sound {
+            let early = round.complete < chunks;
+            in_parallel(self.pool.as_ref(), &mut tasks, |task| task.update(isa, step, early));
+        } else {
+            tasks.iter_mut().for_each(|task| task.chunk.drop_root());
+        }
+        round.took.update += reduced.elapsed();
+        tasks.iter().map(|task| task.index).collect()
     }
 
     /// All chunks are updated: the next version becomes the current one.
     fn commit(&mut self, next: FloatBuffer) -> Result<(), Closed> {
-        let Some(round) = &self.round else { return Ok(()) };
+        let digest = combine_chunk_digests(self.chunks.iter().map(|chunk| chunk.digest));
+        self.replace(next);
+        self.reduced(digest, Some(self.parameters.clone()))
+    }
+
+    /// All sums are complete, and not finite: takes back the steps that were taken before that was known.
+    fn withhold(&mut self) -> Result<(), Closed> {
+        let Moments { first, second } = &mut self.moments;
+        let moments = first.chunks_mut(CHUNK_FLOATS).zip(second.chunks_mut(CHUNK_FLOATS));
+        for (chunk, (first, second)) in self.chunks.iter().zip(moments).filter(|(chunk, _)| chunk.stepped_early) {
+            chunk.undo(first, second);
+        }
+        self.reduced(parameters_digest(&self.parameters), None)
+    }
+
+    fn reduced(&mut self, digest: Digest, parameters: Option<Arc<FloatBuffer>>) -> Result<(), Closed> {
         // The round stays: parts of nodes that are in the sum already are still awaited, and reported when they are whole.
+        let Some(round) = &mut self.round else { return Ok(()) };
+        round.stage = Stage::Done;
         let (number, samples, took) = (round.number, round.samples, round.took);
         let sum_of_squares: f64 = self.chunks.iter().fold(0.0, |sum, chunk| sum + chunk.sum_of_squares);
-        let made = Arc::new(next);
-        let old = std::mem::replace(&mut self.parameters, made);
-        self.version = number + 1;
+        let gradient_norm = sum_of_squares.sqrt() / f64::from(samples);
+        self.send(FromAggregator::Reduced { round: number, gradient_norm, digest, parameters, took })
+    }
+
+    /// The version after a round whose step was withheld is the one before it, in memory of its own, so that it is handed
+    /// out like any other. Chunks that were reported with other content go first: whoever waits for the rest is not to
+    /// think that the version is whole.
+    fn skip(&mut self, number: u64) -> Result<(), Closed> {
+        let Some(round) = self.round.as_ref().filter(|round| round.number == number) else { return Ok(()) };
+        if round.stage != Stage::Done || self.version != number {
+            return Ok(());
+        }
+        let broadcast = round.broadcast;
+        let mut next = self.next.take().unwrap_or_else(|| self.buffer_for_next());
+        next.copy_from_slice(&self.parameters);
+        self.replace(next);
+        if broadcast {
+            let (reported, others): (Vec<usize>, Vec<usize>) =
+                (0..self.chunks.len()).partition(|&chunk| self.chunks[chunk].stepped_early);
+            for chunk in reported.into_iter().chain(others) {
+                self.send(updated(number + 1, chunk, &self.parameters))?;
+            }
+        }
+        self.send(FromAggregator::Skipped { version: self.version, parameters: self.parameters.clone() })
+    }
+
+    /// Makes the next version the current one.
+    fn replace(&mut self, next: FloatBuffer) {
+        let old = std::mem::replace(&mut self.parameters, Arc::new(next));
+        self.version += 1;
         self.retired.push(old);
-        self.send(FromAggregator::Reduced {
-            round: number,
-            gradient_norm: sum_of_squares.sqrt() / f64::from(samples),
-            digest: combine_chunk_digests(self.chunks.iter().map(|chunk| chunk.digest)),
-            parameters: self.parameters.clone(),
-            took,
-        })
     }
 
     /// Hands a snapshot to the writer, if the moments are still those of the version that is wanted.
     fn checkpoint(&mut self, draft: Draft) {
         let rounds = draft.state.standing.rounds;
-        let changing = self.round.as_ref().is_some_and(|round| round.number == self.version && round.updated > 0);
+        let changing = self
+            .round
+            .as_ref()
+            .is_some_and(|round| round.number == self.version && round.complete > 0 && round.stage != Stage::Done);
         if rounds == self.version && !changing {
             self.snapshots.take(draft, &self.parameters, &self.moments);
         } else {
@@ -393,48 +378,174 @@ impl Aggregator {
     }
 }
 
+/// The report that a chunk of a version is made.
+fn updated(version: u64, chunk: usize, parameters: &[f32]) -> FromAggregator {
+    let start = chunk * CHUNK_FLOATS;
+    let data = to_bytes(&parameters[start..(start + CHUNK_FLOATS).min(parameters.len())]);
+    FromAggregator::Updated { version, chunk: chunk as u32, data }
+}
+
+fn in_parallel<'a>(
+    pool: Option<&rayon::ThreadPool>,
+    tasks: &mut [ChunkTask<'a>],
+    run: impl Fn(&mut ChunkTask<'a>) + Sync + Send,
+) {
+    match pool {
+        Some(pool) if tasks.len() > 1 => pool.install(|| tasks.par_iter_mut().for_each(run)),
+        _ => tasks.iter_mut().for_each(run),
+    }
+}
+
 /// Nobody reads the reports any more.
 struct Closed;
 
 #[cfg(test)]
 mod tests {
+    use lockstep_common::protocol::Bytes;
+
     use super::*;
     use crate::checkpoint::CheckpointWriter;
+
+    /// An aggregator of two leaves, and what it reports.
+    struct Bench {
+        aggregator: Aggregator,
+        reports: mpsc::UnboundedReceiver<FromAggregator>,
+        writer: CheckpointWriter,
+        _directory: tempfile::TempDir,
+    }
+
+    fn member(worker: u32) -> MemberId {
+        MemberId { worker, incarnation: 1 }
+    }
+
+    fn bench(parameters: Vec<f32>) -> Bench {
+        let directory = tempfile::tempdir().unwrap();
+        let (troubles, _) = std::sync::mpsc::channel();
+        let (settled, _) = mpsc::unbounded_channel();
+        let (writer, snapshots) = CheckpointWriter::start(directory.path(), 1, None, settled, troubles).unwrap();
+        let moments = Moments::zero(parameters.len());
+        let start = Start { parameters: Arc::new(parameters.into()), moments, version: 0 };
+        let (report, reports) = mpsc::unbounded_channel();
+        let tree = Tree::over(2).unwrap();
+        let aggregator = Aggregator::new(tree, Adam::default(), Isa::SCALAR, start, snapshots, None, report);
+        Bench { aggregator, reports, writer, _directory: directory }
+    }
+
+    impl Bench {
+        fn tell(&mut self, message: ToAggregator) -> Vec<FromAggregator> {
+            assert!(self.aggregator.handle(message).is_ok());
+            std::iter::from_fn(|| self.reports.try_recv().ok()).collect()
+        }
+
+        fn begin(&mut self, round: u64, number: u64, chunks: bool) {
+            let step = Step { number, learning_rate: 1e-3 };
+            self.tell(ToAggregator::Begin { round, samples: 4, step, chunks });
+        }
+
+        /// A member announces a leaf and hands in its gradient as a whole.
+        fn leaf(&mut self, round: u64, worker: u32, leaf: u32, loss: f64, gradient: Vec<f32>) -> Vec<FromAggregator> {
+            let node = NodeId::leaf(leaf);
+            self.tell(ToAggregator::Expect(member(worker), node, loss));
+            let gradient = Arc::new(gradient.into());
+            self.tell(ToAggregator::Whole { member: member(worker), round, node, gradient })
+        }
+
+        fn end(self) {
+            drop(self.aggregator);
+            self.writer.finish();
+        }
+    }
+
+    /// What a round has made: the parameters, or nothing if they stay.
+    fn made(reports: &[FromAggregator]) -> Option<Option<Arc<FloatBuffer>>> {
+        reports.iter().find_map(|report| match report {
+            FromAggregator::Reduced { parameters, .. } => Some(parameters.clone()),
+            _ => None,
+        })
+    }
 
     /// Scenario: two members hand in the same node, as when it was hedged; one of them after the round is made. Property:
     /// the round is made once, from the version before it, and the next one from what it made.
     #[test]
     fn a_node_that_comes_late_makes_nothing_twice() {
-        let directory = tempfile::tempdir().unwrap();
-        let (troubles, _) = std::sync::mpsc::channel();
-        let (settled, _) = mpsc::unbounded_channel();
-        let (writer, snapshots) = CheckpointWriter::start(directory.path(), 1, None, settled, troubles).unwrap();
-        let parameters: Arc<FloatBuffer> = Arc::new(vec![1.0, 2.0].into());
-        let start = Start { parameters, moments: Moments::zero(2), version: 0 };
-        let (report, mut reports) = mpsc::unbounded_channel();
-        let tree = Tree::over(2).unwrap();
-        let mut aggregator = Aggregator::new(tree, Adam::default(), Isa::SCALAR, start, snapshots, None, report);
-        let member = |worker| MemberId { worker, incarnation: 1 };
-        let mut tell = |message| assert!(aggregator.handle(message).is_ok());
-        let mut made = Vec::new();
+        let mut bench = bench(vec![1.0, 2.0]);
+        let mut versions = Vec::new();
         for round in 0..2 {
-            tell(ToAggregator::Begin { round, samples: 4, chunks: false });
-            let nodes = [(1, 0), (2, 1), (3, 1)].map(|(worker, leaf)| (member(worker), NodeId::leaf(leaf)));
-            nodes.iter().for_each(|&(member, node)| tell(ToAggregator::Expect(member, node)));
-            for (member, node) in nodes {
-                let gradient = Arc::new(vec![3.0, node.index as f32].into());
-                tell(ToAggregator::Whole { member, round, node, gradient });
-            }
-            let reports = std::iter::from_fn(|| reports.try_recv().ok());
-            let reduced = reports.filter_map(|report| match report {
-                FromAggregator::Reduced { round, parameters, .. } => Some((round, parameters)),
-                _ => None,
+            bench.begin(round, round + 1, false);
+            let leaves = [(1, 0), (2, 1), (3, 1)];
+            leaves.iter().for_each(|&(worker, leaf)| {
+                bench.tell(ToAggregator::Expect(member(worker), NodeId::leaf(leaf), 1.0));
             });
-            made.extend(reduced);
+            let reports =
+                leaves.iter().flat_map(|&(worker, leaf)| bench.leaf(round, worker, leaf, 1.0, vec![3.0, leaf as f32]));
+            let reports: Vec<FromAggregator> = reports.collect();
+            assert_eq!(reports.iter().filter(|report| matches!(report, FromAggregator::Reduced { .. })).count(), 1);
+            versions.extend(made(&reports).flatten());
         }
-        let [(0, first), (1, second)] = &made[..] else { panic!("{made:?}") };
-        assert!(first[0] < 1.0 && second[0] < first[0] && second[1] < first[1], "{made:?}");
-        drop(aggregator);
-        writer.finish();
+        let [first, second] = &versions[..] else { panic!("{versions:?}") };
+        assert!(first[0] < 1.0 && second[0] < first[0] && second[1] < first[1], "{versions:?}");
+        bench.end();
+    }
+
+    /// Scenario: a round is not finite, by its loss or by one number of its gradient, and is skipped. Property: parameters
+    /// and moments stay as they were, so that the next round makes what it would have made without the skipped one.
+    #[test]
+    fn a_round_that_is_not_finite_changes_nothing() {
+        let calm = {
+            let mut bench = bench(vec![1.0, 2.0]);
+            bench.begin(0, 1, false);
+            bench.leaf(0, 1, 0, 1.0, vec![1.0, 2.0]);
+            let version = made(&bench.leaf(0, 1, 1, 1.0, vec![3.0, 4.0])).unwrap().unwrap();
+            bench.end();
+            version
+        };
+        for (loss, last) in [(f64::NAN, 1.0), (f64::INFINITY, 1.0), (1.0, f32::NAN), (1.0, f32::NEG_INFINITY)] {
+            let mut bench = bench(vec![1.0, 2.0]);
+            bench.begin(0, 1, false);
+            bench.leaf(0, 1, 0, loss, vec![1.0, last]);
+            assert_eq!(made(&bench.leaf(0, 1, 1, 1.0, vec![3.0, 4.0])), Some(None), "{loss} {last}");
+            let skipped = bench.tell(ToAggregator::Skip { round: 0 });
+            let [FromAggregator::Skipped { version: 1, parameters }] = &skipped[..] else { panic!("{skipped:?}") };
+            assert_eq!(parameters[..], [1.0, 2.0]);
+            bench.begin(1, 1, false);
+            bench.leaf(1, 1, 0, 1.0, vec![1.0, 2.0]);
+            assert_eq!(made(&bench.leaf(1, 1, 1, 1.0, vec![3.0, 4.0])), Some(Some(calm.clone())), "{loss} {last}");
+            bench.end();
+        }
+    }
+
+    /// Scenario: the chunks of a round come one by one, and only the last one is not finite. Property: the steps that were
+    /// taken are taken back, and whoever got the new chunks gets the old ones before the version can become whole.
+    #[test]
+    fn a_late_chunk_that_is_not_finite_takes_back_the_others() {
+        let floats = CHUNK_FLOATS + 5;
+        let mut bench = bench(vec![1.0; floats]);
+        let send = |bench: &mut Bench, round: u64, chunk: u32, data: Vec<f32>| {
+            bench.tell(ToAggregator::Chunk(
+                member(1),
+                NodeChunk { round, node: NodeId { level: 1, index: 0 }, chunk, data },
+            ))
+        };
+        let root = NodeId { level: 1, index: 0 };
+        let expect = |bench: &mut Bench| drop(bench.tell(ToAggregator::Expect(member(1), root, 1.0)));
+        let chunks = |reports: &[FromAggregator]| -> Vec<(u32, bool)> {
+            let old = |data: &Bytes| data.chunks(4).all(|value| value == 1f32.to_le_bytes());
+            let chunk = |report: &FromAggregator| match report {
+                FromAggregator::Updated { version: 1, chunk, data } => Some((*chunk, old(data))),
+                _ => None,
+            };
+            reports.iter().filter_map(chunk).collect()
+        };
+        bench.begin(0, 1, true);
+        expect(&mut bench);
+        assert_eq!(chunks(&send(&mut bench, 0, 1, vec![2.0; 5])), [(1, false)]);
+        let moments = bench.aggregator.moments.clone();
+        assert_ne!(moments, Moments::zero(floats));
+        let reports = send(&mut bench, 0, 0, vec![f32::INFINITY; CHUNK_FLOATS]);
+        assert_eq!((made(&reports), chunks(&reports)), (Some(None), vec![]));
+        assert_eq!(bench.aggregator.moments, Moments::zero(floats));
+        assert_eq!(chunks(&bench.tell(ToAggregator::Skip { round: 0 })), [(1, true), (0, true)]);
+        assert!(bench.tell(ToAggregator::Skip { round: 0 }).is_empty(), "a round is skipped once");
+        bench.end();
     }
 }

@@ -190,17 +190,28 @@ impl Driver {
                 }
             }
             FromAggregator::Reduced { round, gradient_norm, digest, parameters, took } => {
-                let receivers: Vec<MemberId> = self.machine.receivers().collect();
-                for member in receivers {
-                    if !self.takes_chunks(member) {
-                        let values = parameters.clone();
-                        self.send(member, ToWorker::Parameters { version: round + 1, values }).await;
-                    }
+                let stepped = parameters.is_some();
+                if let Some(parameters) = parameters {
+                    self.hand_out(round + 1, &parameters).await;
+                    self.made = Some(parameters);
                 }
-                self.made = Some(parameters);
-                self.step(Event::Reduced { round, gradient_norm, parameters: digest, took }).await;
+                self.step(Event::Reduced { round, gradient_norm, parameters: digest, stepped, took }).await;
+            }
+            FromAggregator::Skipped { version, parameters } => {
+                self.hand_out(version, &parameters).await;
+                self.parameters = parameters;
             }
             FromAggregator::Violation { member, reason } => self.step(Event::Violated(member, reason)).await,
+        }
+    }
+
+    /// Sends a version to everybody who has not got it chunk by chunk.
+    async fn hand_out(&mut self, version: u64, parameters: &Arc<FloatBuffer>) {
+        let receivers: Vec<MemberId> = self.machine.receivers().collect();
+        for member in receivers {
+            if !self.takes_chunks(member) {
+                self.send(member, ToWorker::Parameters { version, values: parameters.clone() }).await;
+            }
         }
     }
 
@@ -231,19 +242,20 @@ impl Driver {
             Effect::Close(member) => {
                 self.links.remove(&member);
             }
-            Effect::Begin { round, samples } => {
+            Effect::Begin { round, samples, step } => {
                 self.first_round.get_or_insert_with(Instant::now);
                 // Who takes part is known: chunks that nobody wants are not copied.
                 let chunks = self.links.values().any(|link| link.transport() == Transport::Grpc);
-                self.aggregate(ToAggregator::Begin { round, samples, chunks }).await;
+                self.aggregate(ToAggregator::Begin { round, samples, step, chunks }).await;
             }
-            Effect::Expect(member, node) => self.aggregate(ToAggregator::Expect(member, node)).await,
-            Effect::Hold(member, node) => {
+            Effect::Expect(member, node, loss) => self.aggregate(ToAggregator::Expect(member, node, loss)).await,
+            Effect::Hold(member, node, loss) => {
                 self.aggregate(ToAggregator::Hold(member)).await;
-                self.aggregate(ToAggregator::Expect(member, node)).await;
+                self.aggregate(ToAggregator::Expect(member, node, loss)).await;
             }
             Effect::Release(member) => self.aggregate(ToAggregator::Release(member)).await,
             Effect::Discard(member) => self.aggregate(ToAggregator::Discard(member)).await,
+            Effect::Skip { round } => self.aggregate(ToAggregator::Skip { round }).await,
             Effect::Record(record) => self.commit(&record),
             Effect::Checkpoint(id, standing, occasion) => self.checkpoint(id, *standing, occasion).await,
             Effect::Publish(event) => self.publish(event),

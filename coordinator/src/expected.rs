@@ -25,7 +25,7 @@ impl ExpectedSamples {
     pub fn samples(&mut self, work: Work, leaf: u32) -> Vec<u32> {
         let shards = self.schedule.tree.shards();
         let round = match work {
-            Work::Gradient { round } => round,
+            Work::Gradient { round } | Work::Inspection { round } => round,
             Work::Evaluation { .. } => return even_part(self.validation_samples, shards, leaf).collect(),
         };
         let step = self.schedule.step(round);

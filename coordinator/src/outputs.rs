@@ -74,23 +74,20 @@ pub enum OutputError {
     },
 }
 
-/// Writes the model and the summary of a run that has ended. A run that failed leaves no model: its parameters are what
-/// it failed with.
+/// Writes the model and the summary of a run that has ended. A run that failed leaves the last good parameters.
 ///
 /// # Errors
 /// [`OutputError`] when a file cannot be written.
 pub fn write(directory: &Path, spec: &RunSpec, result: &RunResult) -> Result<Summary, OutputError> {
     // If it was removed while the run went on, the results are wanted all the same.
     std::fs::create_dir_all(directory).map_err(|cause| OutputError::Summary { path: directory.to_owned(), cause })?;
-    if !matches!(result.outcome, Outcome::Failed(_)) {
-        let model = TrainedModel {
-            model: spec.model.clone(),
-            parameters: result.parameters.to_vec(),
-            loss: spec.loss.name().to_owned(),
-            rounds: result.rounds,
-        };
-        model.save(&directory.join(MODEL_FILE))?;
-    }
+    let model = TrainedModel {
+        model: spec.model.clone(),
+        parameters: result.parameters.to_vec(),
+        loss: spec.loss.name().to_owned(),
+        rounds: result.rounds,
+    };
+    model.save(&directory.join(MODEL_FILE))?;
     let summary = summarise(spec, result);
     let path = directory.join(SUMMARY_FILE);
     let json = serde_json::to_string_pretty(&summary).map_err(io::Error::other);

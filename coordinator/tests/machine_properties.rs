@@ -1,6 +1,6 @@
 //! Scenario: any number of workers join, work, stall, die, drain and come back, in any order, and their messages are
 //! lost with them, repeated, or come from rounds that are over. The coordinator is killed as well, at any moment, and
-//! goes on from its last checkpoint.
+//! goes on from its last checkpoint. Some rounds are not finite.
 //!
 //! Property: the machine never fails, every leaf of every round is credited to a member that was asked for it, each
 //! round is committed exactly once and in order, no two members ever have the same number, the losses and the ledger do not depend on the schedule, and the run
@@ -10,20 +10,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lockstep_common::checkpoint::Standing;
-use lockstep_common::config::{DataFacts, RunConfig, RunSpec};
+use lockstep_common::config::{DataFacts, NonFiniteAction, NonFiniteConfig, RunConfig, RunSpec};
 use lockstep_common::data::Dtype;
 use lockstep_common::hash::Digest;
 use lockstep_common::ledger::Record;
 use lockstep_common::model;
 use lockstep_common::progress::{Aggregation, Event as Progressed};
-use lockstep_common::protocol::{JoinRequest, MemberId, NodeReport, Work};
+use lockstep_common::protocol::{Finding, JoinRequest, MemberId, NodeReport, Work};
 use lockstep_common::reduce::{NodeId, Reduction};
 use lockstep_common::rng::{Purpose, Stream};
 use lockstep_common::shape::Shape;
 use lockstep_common::shard::samples_digest;
 use lockstep_coordinator::expected::ExpectedSamples;
 use lockstep_coordinator::round::{
-    CheckpointId, ConnectionId, Effect, Event, Machine, MachineConfig, Outcome, Rejected, ToMember,
+    CheckpointId, ConnectionId, Effect, Event, Machine, MachineConfig, Outcome, Rejected, Step, ToMember,
 };
 use proptest::prelude::*;
 
@@ -33,6 +33,7 @@ fn spec(samples: u32, validation_samples: u32, batch_size: u32, shards: u32, min
     config.checkpoint.every_rounds = 2;
     // The simulation has them.
     config.cluster.spot_check = 0;
+    config.non_finite = NonFiniteConfig { action: NonFiniteAction::LowerRate, ..NonFiniteConfig::default() };
     let data = DataFacts {
         name: "test".into(),
         sample_shape: Shape::new([28, 28]),
@@ -91,16 +92,38 @@ struct World {
     saved: Option<CheckpointId>,
     restarts: u32,
     admitted: BTreeSet<MemberId>,
+    /// Rounds in which the loss of a leaf is not finite.
+    sick: Sick,
+    /// Steps that rounds began with.
+    steps: BTreeMap<u64, Step>,
+    notices: Vec<String>,
 }
 
-/// The loss of a leaf, which depends on nothing but the leaf.
-fn leaf_loss(work: Work, leaf: u32) -> f64 {
-    let round = work.version() as f64;
-    1.0 / (round + 3.0) + f64::from(leaf) * 0.1
+/// Round `i` is not finite if bit `i` is set: because of its last leaf but one, or the only one.
+#[derive(Clone, Copy)]
+struct Sick(u64);
+
+impl Sick {
+    fn leaf(self, round: u64, shards: u32) -> Option<u32> {
+        (round < 64 && self.0 >> round & 1 == 1).then(|| shards.saturating_sub(2))
+    }
+}
+
+/// The loss of a node, which depends on nothing but the node. That of a sick leaf is not a number.
+fn node_loss(work: Work, node: NodeId, sick: Option<u32>) -> f64 {
+    match node.children() {
+        None if sick == Some(node.index) && matches!(work, Work::Gradient { .. }) => f64::NAN,
+        None => 1.0 / (work.version() as f64 + 3.0) + f64::from(node.index) * 0.1,
+        Some([left, right]) => node_loss(work, left, sick) + node_loss(work, right, sick),
+    }
 }
 
 impl World {
     fn new(spec: RunSpec, seed: u64) -> Self {
+        Self::sick(spec, seed, Sick(0))
+    }
+
+    fn sick(spec: RunSpec, seed: u64, sick: Sick) -> Self {
         let config = MachineConfig { spec: spec.clone(), version: "1".into(), fingerprint: Digest(1) };
         Self {
             machine: Machine::new(config),
@@ -123,6 +146,9 @@ impl World {
             saved: None,
             restarts: 0,
             admitted: BTreeSet::new(),
+            sick,
+            steps: BTreeMap::new(),
+            notices: Vec::new(),
         }
     }
 
@@ -178,12 +204,15 @@ impl World {
                 let worker = self.workers.remove(&member).into_iter();
                 self.orphans.extend(worker.flat_map(|worker| worker.announced));
             }
-            Effect::Begin { round, samples } => {
+            Effect::Begin { round, samples, step } => {
+                let began = *self.steps.entry(round).or_insert(step);
+                assert_eq!(began, step, "a round takes the same step when it is begun again");
                 assert_eq!(round, self.records.len() as u64, "rounds begin in order");
                 assert!(samples > 0);
                 self.sums = Some((round, vec![Reduction::new(self.spec.schedule.tree); CHUNKS]));
             }
-            Effect::Expect(member, node) => {
+            Effect::Skip { round } => assert_eq!(round, self.records.len() as u64, "the round at hand is skipped"),
+            Effect::Expect(member, node, _) => {
                 let (round, _) = self.sums.as_ref().expect("a round was begun");
                 let upload = Upload { member, round: *round, node, left: CHUNKS };
                 self.workers.get_mut(&member).expect("a member").announced.push(upload);
@@ -194,6 +223,7 @@ impl World {
                 self.records.push(record);
             }
             Effect::Publish(Progressed::Epoch(epoch)) => self.epochs.push((epoch.train_loss, epoch.validation_loss)),
+            Effect::Publish(Progressed::Notice { message }) => self.notices.push(message),
             Effect::Publish(_) => {}
             Effect::Finish(outcome) => self.outcome = Some(outcome),
         }
@@ -221,15 +251,18 @@ impl World {
             samples_digest(ids)
         });
         let digests = digests.collect();
+        let sick = self.sick.leaf(work.version(), self.spec.schedule.tree.shards());
+        let found = sick.filter(|leaf| matches!(work, Work::Inspection { .. }) && node.leaves().contains(leaf));
         NodeReport {
             work,
             node,
-            loss: node_loss(work, node),
+            loss: node_loss(work, node, sick),
             samples,
             digests,
             compute: Duration::from_millis(1),
             waited: Duration::ZERO,
             gradient: None,
+            finding: found.map(|leaf| Finding { leaf, samples: vec![7], loss: f64::NAN, tensors: Some((0, 1)) }),
         }
     }
 
@@ -272,7 +305,9 @@ impl World {
         }
         if let Some(round) = self.reduced.take() {
             let parameters = Digest(u128::from(round) + 100);
-            return self.step(Event::Reduced { round, gradient_norm: 1.0, parameters, took: Aggregation::default() });
+            let stepped = self.sick.leaf(round, self.spec.schedule.tree.shards()).is_none();
+            let took = Aggregation::default();
+            return self.step(Event::Reduced { round, gradient_norm: 1.0, parameters, stepped, took });
         }
         let choice = self.random.below(if calm { 60 } else { 100 });
         match choice {
@@ -377,31 +412,31 @@ impl World {
     }
 }
 
-fn node_loss(work: Work, node: NodeId) -> f64 {
-    match node.children() {
-        None => leaf_loss(work, node.index),
-        Some([left, right]) => node_loss(work, left) + node_loss(work, right),
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
     #[test]
     fn every_schedule_ends_with_the_same_record(
         samples in 40u32..90, validation in prop_oneof![Just(0u32), 5u32..40], levels in 0u32..5,
-        min_workers in 1u32..3, seed in any::<u64>()
+        min_workers in 1u32..3, sick in any::<u8>(), seed in any::<u64>()
     ) {
         let shards = 1 << levels;
         let spec = spec(samples, validation, 16.max(shards), shards, min_workers.min(shards));
-        let world = World::new(spec.clone(), seed).run();
+        // No more in a row than the run allows, and no last one that would be skipped unseen.
+        let sick = Sick(u64::from(sick) << 1);
+        let world = World::sick(spec.clone(), seed, sick).run();
         prop_assert_eq!(world.outcome, Some(Outcome::Completed));
         prop_assert_eq!(world.records.len() as u64, spec.total_rounds());
         let tree = spec.schedule.tree;
         let mut expected = ExpectedSamples::new(spec.schedule, validation);
         for record in &world.records {
             let work = Work::Gradient { round: record.round };
-            let loss = node_loss(work, tree.root()) / f64::from(record.samples);
-            prop_assert_eq!(record.loss.to_bits(), loss.to_bits(), "round {}", record.round);
+            let is_sick = sick.leaf(record.round, shards).is_some();
+            prop_assert_eq!(record.skipped, is_sick, "round {}", record.round);
+            let loss = node_loss(work, tree.root(), sick.leaf(record.round, shards)) / f64::from(record.samples);
+            prop_assert!(record.loss == loss || is_sick && record.loss.is_nan(), "round {}", record.round);
+            let skipped = (0..record.round).filter(|&round| sick.leaf(round, shards).is_some()).count() as u64;
+            let step = Step { number: record.round + 1 - skipped, learning_rate: 0.001 * 0.5f64.powi(skipped as i32) };
+            prop_assert_eq!(world.steps[&record.round], step);
             let covered: Vec<u32> = record.nodes.iter().flat_map(|part| part.node.leaves()).collect();
             prop_assert_eq!(covered, (0..shards).collect::<Vec<u32>>());
             let digests: Vec<Digest> = (0..shards).map(|leaf| samples_digest(expected.samples(work, leaf))).collect();
@@ -409,6 +444,8 @@ proptest! {
         }
         prop_assert_eq!(world.epochs.len(), 2);
         prop_assert!(world.epochs.iter().all(|(_, loss)| loss.is_some() == (validation > 0)));
+        let skipped = world.records.iter().filter(|record| record.skipped).count();
+        prop_assert_eq!(world.checkpoint.0.skipped.rounds, skipped as u64);
         prop_assert_eq!(world.checkpoint.0.rounds, spec.total_rounds(), "the last checkpoint is of the end");
     }
 }
@@ -474,6 +511,65 @@ fn a_disk_that_hangs_does_not_hold_up_the_end_for_ever() {
     let dismissed = step(1);
     assert!(format!("{:?}", dismissed[0]).contains("after round 1, is not on the disk after 60 s"), "{dismissed:?}");
     assert_eq!(dismissed.last(), Some(&Effect::Finish(Outcome::Stopped("enough".into()))));
+}
+
+/// A run whose round 2 is not finite, until it ends.
+fn sick_run(config: NonFiniteConfig, sick: Sick) -> World {
+    let mut spec = spec(64, 0, 16, 4, 1);
+    spec.non_finite = config;
+    let mut world = World::sick(spec, 1, sick);
+    world.join();
+    while world.outcome.is_none() {
+        world.advance(true);
+    }
+    world
+}
+
+#[test]
+fn a_round_that_is_not_finite_stops_the_run_before_it_and_is_described() {
+    let world = sick_run(NonFiniteConfig::default(), Sick(1 << 2));
+    let Some(Outcome::Failed(reason)) = &world.outcome else { panic!("{:?}", world.outcome) };
+    for expected in [
+        "round 2 is not finite: its loss is NaN, its gradient's norm 1",
+        "it begins in leaf 2 (computed by w",
+        "), sample 7: the loss is NaN",
+        "the gradient is not finite from encoder.0.conv2d.kernel to encoder.0.conv2d.bias",
+        "non_finite.action skip or lower_rate",
+    ] {
+        assert!(reason.contains(expected), "{expected:?} is not in {reason}");
+    }
+    assert_eq!((world.records.len(), world.checkpoint.0.rounds), (2, 2), "the checkpoint is of the version before");
+}
+
+#[test]
+fn too_many_skipped_rounds_in_a_row_stop_the_run() {
+    let config = NonFiniteConfig { action: NonFiniteAction::Skip, max_in_a_row: 2, ..NonFiniteConfig::default() };
+    let world = sick_run(config, Sick(0b1011_0110));
+    let Some(Outcome::Completed) = &world.outcome else { panic!("{:?}", world.outcome) };
+    assert!(world.steps.values().all(|step| step.learning_rate == 0.001));
+    assert!(world.notices[0].contains("round 1 is not finite") && world.notices[0].ends_with("; its batch is skipped"));
+    let world = sick_run(config, Sick(0b1110));
+    let Some(Outcome::Failed(reason)) = &world.outcome else { panic!("{:?}", world.outcome) };
+    assert!(reason.contains("after 2 skipped rounds in a row"), "{reason}");
+    assert_eq!((world.records.len(), world.checkpoint.0.rounds), (3, 3));
+}
+
+#[test]
+fn a_stop_during_an_inspection_leaves_the_round_to_be_done_again() {
+    let mut spec = spec(64, 0, 16, 4, 1);
+    spec.non_finite.action = NonFiniteAction::Skip;
+    let mut world = World::sick(spec, 1, Sick(1 << 2));
+    world.join();
+    while !world
+        .workers
+        .values()
+        .any(|worker| worker.tasks.iter().any(|(work, _)| matches!(work, Work::Inspection { .. })))
+    {
+        world.advance(true);
+    }
+    world.step(Event::Stop("enough".into()));
+    assert_eq!(world.outcome, Some(Outcome::Stopped("enough".into())));
+    assert_eq!((world.records.len(), world.checkpoint.0.rounds), (2, 2));
 }
 
 #[test]

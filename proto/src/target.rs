@@ -91,8 +91,8 @@ pub enum TargetError {
     Tls(String),
 }
 
-/// Puts the token into every request.
-#[derive(Clone, Debug)]
+/// Puts the token into every request; by default there is none.
+#[derive(Clone, Debug, Default)]
 pub struct Bearer(Option<MetadataValue<Ascii>>);
 
 impl Interceptor for Bearer {

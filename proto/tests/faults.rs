@@ -289,6 +289,7 @@ fn node_chunks_and_reports() {
         compute_micros: u64::MAX,
         waited_micros: 1,
         gradient: None,
+        finding: None,
     };
     exchange(Announce(done.clone())).expect("NaN is a loss");
     let digests = |bytes: &'static [u8]| Announce(v1::Announce { digests: Bytes::from_static(bytes), ..done.clone() });

@@ -212,6 +212,7 @@ fn the_largest_messages_of_the_largest_run_are_within_the_limit() {
         compute: std::time::Duration::MAX,
         waited: std::time::Duration::from_micros(7),
         gradient: Some(lockstep_common::hash::Digest(3)),
+        finding: None,
     };
     let [FromWorker::Announce(read)] = &exchange(FromWorker::Announce(report.clone()))[..] else { panic!() };
     assert_eq!(read.digests, report.digests);
@@ -261,6 +262,7 @@ fn a_negative_zero_stays_one() {
         compute: std::time::Duration::ZERO,
         waited: std::time::Duration::ZERO,
         gradient: None,
+        finding: None,
     };
     let [FromWorker::Announce(read)] = &exchange(FromWorker::Announce(report))[..] else { panic!() };
     assert_eq!(read.loss.to_bits(), (-0.0f64).to_bits());

@@ -124,7 +124,7 @@ pub async fn run(
         let last = match attempt {
             Attempt::Over(SessionEnd::Finished(reason)) => return Ok(reason),
             Attempt::Over(SessionEnd::Kept(reason)) => {
-                return Err(WorkerError::Kept { url: options.coordinator, reason });
+                return Err(WorkerError::Kept { url: options.coordinator.url, reason });
             }
             Attempt::Over(SessionEnd::Evicted(reason)) => {
                 was_member = true;
@@ -363,7 +363,7 @@ pub struct RemoteShards {
 
 impl RemoteShards {
     /// The shards of a run that `member` takes part in.
-    pub fn new(client: WorkerServiceClient<Channel>, member: MemberId, job: Job) -> Self {
+    pub fn new(client: WorkerServiceClient<Connection>, member: MemberId, job: Job) -> Self {
         Self { client, member, job }
     }
 

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use lockstep_common::hash::Digest;
 use lockstep_common::kernel::{AlignedFloats, Isa};
-use lockstep_common::model::{LayoutHash, ModelError};
-use lockstep_common::nn::{Buffers, LeafSource, Network, NodeSum, Weights, evaluate, subtree};
+use lockstep_common::model::{Layout, LayoutHash, ModelError};
+use lockstep_common::nn::{Buffers, Inspection, LeafSource, Network, NodeSum, NotFinite, Weights, evaluate, subtree};
 use lockstep_common::placement::ShardSamples;
 use lockstep_common::protocol::{
-    Assignment, Bytes, CHUNK_FLOATS, Handing, Job, LeafTask, NodeReport, ShardRef, Work, chunks,
+    Assignment, Bytes, CHUNK_FLOATS, Finding, Handing, Job, LeafTask, MAX_NAMED_SAMPLES, NodeReport, ShardRef, Work,
+    chunks,
 };
 use lockstep_common::reduce::NodeId;
 use lockstep_common::shard::samples_digest;
@@ -95,6 +96,7 @@ pub enum EngineError {
 pub struct Engine {
     job: Job,
     network: Network,
+    layout: Layout,
     threads: usize,
     /// Made by the first assignment, on the thread that computes: that one is among its threads, and is not put to sleep
     /// and woken for each piece of work.
@@ -168,6 +170,7 @@ impl Engine {
             packed_version: None,
             job,
             network,
+            layout: model.layout,
             threads,
             pool: None,
             cache,
@@ -278,22 +281,37 @@ impl Engine {
             source.leaves.keys().partition(|leaf| source.asks_for_digest(NodeId::leaf(**leaf)));
         let mut nodes = self.job.schedule.tree.cover_set(&summed);
         nodes.extend(alone.into_iter().map(NodeId::leaf));
-        let (network, buffers) = (&self.network, &self.buffers);
+        let (network, buffers, layout) = (&self.network, &self.buffers, &self.layout);
         pool.install(|| {
             nodes.into_par_iter().for_each(|node| {
+                let mut finding = None;
                 let sum = match work {
                     Work::Gradient { .. } => subtree(network, weights, node, &source, buffers),
                     Work::Evaluation { .. } => evaluate(network, weights, node, &source, buffers),
+                    Work::Inspection { .. } => {
+                        finding = source.inspect(network, weights, layout, node, buffers);
+                        let samples = node.leaves().map(|leaf| source.samples(leaf)).sum();
+                        NodeSum { gradient: Vec::new().into(), loss: 0.0, samples }
+                    }
                 };
                 if source.newest.is_after(work) {
                     return buffers.recycle(sum.gradient);
                 }
                 let NodeSum { gradient, loss, samples } = sum;
                 let digests = node.leaves().map(|leaf| source.leaves[&leaf].digest()).collect();
-                let gradient_digest = source.asks_for_digest(node).then(|| Digest::of_floats(&gradient));
+                let gradient_digest = source.asks_for_digest(node).then(|| comparable_digest(&gradient));
                 let compute = started.elapsed();
-                let report =
-                    NodeReport { work, node, loss, samples, digests, compute, waited, gradient: gradient_digest };
+                let report = NodeReport {
+                    work,
+                    node,
+                    loss,
+                    samples,
+                    digests,
+                    compute,
+                    waited,
+                    gradient: gradient_digest,
+                    finding,
+                };
                 if source.compares(node) {
                     buffers.recycle(gradient);
                     return emit(Output::Compared(report));
@@ -333,7 +351,7 @@ impl Engine {
         let schedule = &self.job.schedule;
         let (order, places) = match work {
             Work::Evaluation { .. } => (Arc::new((0..samples.len() as u32).collect()), 0..samples.len() as u32),
-            Work::Gradient { round } => {
+            Work::Gradient { round } | Work::Inspection { round } => {
                 let step = schedule.step(round);
                 if self.orders.epoch != step.epoch {
                     self.orders = EpochOrders { epoch: step.epoch, orders: BTreeMap::new() };
@@ -348,6 +366,16 @@ impl Engine {
         }
         Ok(LeafSamples { samples, order, places })
     }
+}
+
+/// The digest that workers compare. What a NaN looks like is up to the instruction set, and is nobody's mistake.
+fn comparable_digest(gradient: &[f32]) -> Digest {
+    if !gradient.iter().any(|value| value.is_nan()) {
+        return Digest::of_floats(gradient);
+    }
+    Digest::of_floats(
+        &gradient.iter().map(|value| if value.is_nan() { f32::NAN } else { *value }).collect::<Vec<f32>>(),
+    )
 }
 
 /// Threads to compute with, this one among them. A thread belongs to one pool for good: the second engine on a thread,
@@ -395,6 +423,22 @@ impl Source {
 
     fn compares(&self, node: NodeId) -> bool {
         self.handing(node) == Some(Handing::Compared)
+    }
+
+    /// The first leaf of a node that is not finite.
+    fn inspect(
+        &self,
+        network: &Network,
+        weights: Weights<'_>,
+        layout: &Layout,
+        node: NodeId,
+        buffers: &Buffers,
+    ) -> Option<Finding> {
+        let inspection = Inspection { network, weights, layout, source: self, max_samples: MAX_NAMED_SAMPLES };
+        let NotFinite { leaf, samples, loss, tensors } = inspection.first_not_finite(node, buffers)?;
+        let of_leaf = &self.leaves[&leaf];
+        let samples = samples.into_iter().map(|i| of_leaf.samples.id(of_leaf.place(i as usize))).collect();
+        Some(Finding { leaf, samples, loss, tensors })
     }
 }
 

@@ -286,7 +286,9 @@ mod tests {
     use lockstep_common::model;
     use lockstep_common::protocol::MemberId;
     use lockstep_common::shape::Shape;
+    use lockstep_proto::target::Bearer;
     use lockstep_proto::transport;
+    use tonic::service::interceptor::InterceptedService;
     use tonic::transport::Endpoint;
 
     use super::*;
@@ -307,7 +309,8 @@ mod tests {
         let member = MemberId { worker: 1, incarnation: 1 };
         let heartbeat_interval = Duration::from_secs(1);
         let (outgoing, mut sent) = mpsc::channel(64);
-        let client = transport::worker_client(Endpoint::from_static("http://127.0.0.1:1").connect_lazy());
+        let channel = Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
+        let client = transport::worker_client(InterceptedService::new(channel, Bearer::default()));
         let nowhere = RemoteShards::new(client, member, spec.job());
         let transport = Transport {
             welcome: Welcome { member, job: spec.job(), heartbeat_interval, shared_memory: None },

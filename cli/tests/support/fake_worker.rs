@@ -8,13 +8,13 @@ use lockstep_common::protocol::{Assignment, FromWorker, JoinRequest, NodeReport,
 use lockstep_common::reduce::NodeId;
 use lockstep_common::shard::samples_digest;
 use lockstep_proto::convert::{SessionDown, SessionReader, Upward};
+use lockstep_proto::target::{Connection, Target};
 use lockstep_proto::v1::worker_service_client::WorkerServiceClient;
 use lockstep_proto::{transport, v1};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
 use super::process::WATCHDOG;
@@ -22,7 +22,7 @@ use super::process::WATCHDOG;
 /// A member of a run that gives signs of life and does what a test tells it. It is lost when this value is dropped.
 pub(crate) struct FakeWorker {
     pub(crate) welcome: Welcome,
-    pub(crate) client: WorkerServiceClient<Channel>,
+    pub(crate) client: WorkerServiceClient<Connection>,
     responses: Streaming<v1::SessionResponse>,
     reader: SessionReader,
     session: mpsc::Sender<v1::SessionRequest>,
@@ -48,9 +48,9 @@ pub(crate) fn runtime() -> Runtime {
 }
 
 /// A client of the coordinator at `url`.
-pub(crate) async fn connect(url: &str) -> WorkerServiceClient<Channel> {
-    let endpoint = transport::configure(Endpoint::from_shared(url.to_owned()).expect("a URL"));
-    transport::worker_client(endpoint.connect().await.expect("the coordinator answers"))
+pub(crate) async fn connect(url: &str) -> WorkerServiceClient<Connection> {
+    let access = Target::open(url).load().expect("a URL");
+    transport::worker_client(access.connect().await.expect("the coordinator answers"))
 }
 
 /// Waits for what must come.
@@ -158,6 +158,7 @@ impl FakeWorker {
             compute: Duration::ZERO,
             waited: Duration::ZERO,
             gradient: None,
+            finding: None,
         };
         (node, (&report).into())
     }

@@ -3,8 +3,18 @@
 use crate::config::{ConfigError, RunConfig};
 
 /// Keys that are no part of the mathematics: they may change when a run goes on. `data.source` and `data.validation` are
-/// places; what lies there is compared by its digest.
-const MAY_CHANGE: [&str; 6] = ["epochs", "max_rounds", "cluster", "checkpoint", "data.source", "data.validation"];
+/// places; what lies there is compared by its digest. What is done about rounds that are not finite may change, because a
+/// run that has stopped at one must be able to go on; it counts from then on.
+const MAY_CHANGE: [&str; 8] = [
+    "epochs",
+    "max_rounds",
+    "cluster",
+    "checkpoint",
+    "data.source",
+    "data.validation",
+    "non_finite.action",
+    "non_finite.max_in_a_row",
+];
 
 /// A key of the configuration that a run cannot change any more.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -77,6 +87,7 @@ mod tests {
             "cluster.min_workers=3",
             "cluster.lease_timeout_ms=9000",
             "checkpoint.every_rounds=4",
+            "non_finite.action=skip",
             "data.source=elsewhere.npy",
             "data.validation=there.npy",
         ];
@@ -97,6 +108,7 @@ mod tests {
         check("name=y", "name was \"x\"");
         check("init_from=w.safetensors", "init_from was absent when the run began and is \"w.safetensors\" now");
         check("optimizer.learning_rate=0.1", "optimizer.learning_rate was 0.001");
+        check("non_finite.rate_factor=0.1", "non_finite.rate_factor was 0.5");
         check("data.validation_fraction=0.2", "data.validation_fraction was 0.1");
         check("model=dense", "model.");
     }

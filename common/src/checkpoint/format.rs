@@ -176,7 +176,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::checkpoint::{KnownWorker, LedgerPosition, Shown, Standing};
+    use crate::checkpoint::{KnownWorker, LedgerPosition, Shown, Skipped, Standing};
     use crate::model::LayoutHash;
     use crate::protocol::MemberId;
 
@@ -196,6 +196,7 @@ mod tests {
                 epoch_samples: 4,
                 samples_seen: 5,
                 workers_lost: 6,
+                skipped: Skipped { rounds: 3, in_a_row: 2, rate_cuts: 1 },
                 workers: vec![KnownWorker { process: u64::MAX, member, barred: Some("it was wrong".to_owned()) }],
             },
             ledger: LedgerPosition { bytes: 1234, chain: Digest(u128::MAX) },

@@ -71,8 +71,21 @@ pub struct Standing {
     pub samples_seen: u64,
     /// Members lost without having drained.
     pub workers_lost: u32,
+    /// Rounds that were skipped, because they were not finite.
+    pub skipped: Skipped,
     /// Every worker process seen, and the last incarnation of each.
     pub workers: Vec<KnownWorker>,
+}
+
+/// Rounds without an optimizer step, because their loss or gradient was not finite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Over the whole run.
+    pub rounds: u64,
+    /// One after the other, up to the last round.
+    pub in_a_row: u32,
+    /// How often the learning rate was lowered because of them.
+    pub rate_cuts: u32,
 }
 
 /// A worker process that has been a member.

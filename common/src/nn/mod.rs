@@ -2,6 +2,7 @@
 
 mod dense;
 mod initialise;
+mod inspect;
 mod linear;
 mod loss;
 mod network;
@@ -12,6 +13,7 @@ mod sums;
 mod workspace;
 
 pub use initialise::initial_parameters;
+pub use inspect::{Inspection, NotFinite};
 pub use loss::Loss;
 pub use network::{Network, Weights, WriteSample};
 pub use profile::{Lap, profile};

@@ -2,12 +2,11 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use lockstep_common::hash::{Digest, DigestBuilder};
 use lockstep_common::kernel::Isa;
 use lockstep_common::kernel::elementwise::{self, AdamSlices, AdamStep, SquareSum};
-use lockstep_common::optim::adam;
+use lockstep_common::optim::adam::{self, Moments};
 use lockstep_common::reduce::{NodeId, Reduction};
 use lockstep_common::shared_memory::FloatBuffer;
 
@@ -30,30 +29,64 @@ impl Piece {
     }
 }
 
+/// A piece, with the loss of its whole node.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) piece: Piece,
+    pub(super) loss: f64,
+}
+
 /// What belongs to a chunk of the parameters from round to round.
 #[derive(Debug, Default)]
 pub(super) struct Chunk {
-    /// The sum in the making; none when it was complete and the chunk is updated.
-    pub(super) sum: Option<Reduction<Piece>>,
+    /// The sum in the making; none when it was complete.
+    pub(super) sum: Option<Reduction<Part>>,
+    /// The complete sum, until the step is taken.
+    pub(super) root: Option<Part>,
     /// Memory of parts that were added to others.
-    pub(super) spare: Vec<Vec<f32>>,
+    spare: Vec<Vec<f32>>,
     /// Of the last gradient.
     pub(super) sum_of_squares: f64,
     /// Of the last version.
     pub(super) digest: Digest,
+    /// The moments before the round at hand, if its step was taken here while other chunks' sums were not complete.
+    before: Moments,
+    pub(super) stepped_early: bool,
 }
 
-/// How long a task took.
-pub(super) struct ChunkTimes {
-    pub(super) reduce: Duration,
-    /// `None` if the sum is not complete yet.
-    pub(super) update: Option<Duration>,
+impl Chunk {
+    /// Keeps the moments, so that a step can be taken back.
+    pub(super) fn keep(&mut self, first_moment: &[f32], second_moment: &[f32]) {
+        self.before.first.clear();
+        self.before.first.extend_from_slice(first_moment);
+        self.before.second.clear();
+        self.before.second.extend_from_slice(second_moment);
+        self.stepped_early = true;
+    }
+
+    /// Takes a step back.
+    pub(super) fn undo(&self, first_moment: &mut [f32], second_moment: &mut [f32]) {
+        first_moment.copy_from_slice(&self.before.first);
+        second_moment.copy_from_slice(&self.before.second);
+    }
+
+    /// Whether the complete sum and its loss are finite.
+    pub(super) fn is_finite(&self) -> bool {
+        self.sum_of_squares.is_finite() && self.root.as_ref().is_none_or(|root| root.loss.is_finite())
+    }
+
+    /// Drops a sum that no step will be taken for.
+    pub(super) fn drop_root(&mut self) {
+        if let Some(root) = self.root.take() {
+            recycle(&mut self.spare, root.piece);
+        }
+    }
 }
 
-/// A piece of a node, and everything that it may change.
+/// A part of a node, and everything that it may change.
 pub(super) struct ChunkTask<'a> {
     pub(super) index: usize,
-    pub(super) piece: Option<Piece>,
+    pub(super) part: Option<Part>,
     pub(super) updated: &'a mut [f32],
     pub(super) parameters: &'a [f32],
     pub(super) first_moment: &'a mut [f32],
@@ -62,42 +95,51 @@ pub(super) struct ChunkTask<'a> {
 }
 
 impl ChunkTask<'_> {
-    /// Adds the piece; takes the optimizer step if the sum is complete then.
-    pub(super) fn run(&mut self, isa: Isa, step: AdamStep, node: NodeId) -> ChunkTimes {
-        let started = Instant::now();
-        let Self { piece, updated, parameters, first_moment, second_moment, chunk, .. } = self;
-        let Chunk { sum, spare, sum_of_squares, digest } = &mut **chunk;
-        if let (Some(sum), Some(piece)) = (sum.as_mut(), piece.take()) {
-            sum.insert(node, piece, |left, right| add(isa, spare, left, right));
-        }
-        let root = sum.as_mut().and_then(Reduction::take_root);
-        let reduce = started.elapsed();
-        let Some(root) = root else { return ChunkTimes { reduce, update: None } };
+    /// Adds the part; if the sum is complete then, takes it out and computes its sum of squares, while it is near the core.
+    pub(super) fn reduce(&mut self, isa: Isa, node: NodeId) {
+        let Chunk { sum, root, spare, sum_of_squares, .. } = &mut *self.chunk;
+        let (Some(adding), Some(part)) = (sum.as_mut(), self.part.take()) else { return };
+        adding.insert(node, part, |left, right| Part {
+            piece: add(isa, spare, left.piece, right.piece),
+            loss: left.loss + right.loss,
+        });
+        let Some(complete) = adding.take_root() else { return };
         *sum = None;
-        let gradient_sum = root.values();
+        let mut squares = SquareSum::default();
+        squares.add(isa, complete.piece.values());
+        *sum_of_squares = squares.total();
+        *root = Some(complete);
+    }
+
+    /// Takes the optimizer step for a chunk whose sum is complete. With `early`, it can be taken back.
+    pub(super) fn update(&mut self, isa: Isa, step: AdamStep, early: bool) {
+        let Self { updated, parameters, first_moment, second_moment, chunk, .. } = self;
+        let Some(Part { piece, .. }) = chunk.root.take() else { return };
+        if early {
+            chunk.keep(first_moment, second_moment);
+        }
+        let gradient_sum = piece.values();
         let slices = AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated };
-        (*sum_of_squares, *digest) = update(isa, step, slices);
-        recycle(spare, root);
-        ChunkTimes { reduce, update: Some(started.elapsed() - reduce) }
+        chunk.digest = take_step(isa, step, slices);
+        recycle(&mut chunk.spare, piece);
     }
 }
 
-/// Takes the optimizer step for a chunk, block by block, so that nothing is read from memory twice. Returns the
-/// gradient's sum of squares and the digest of the updated parameters.
-fn update(isa: Isa, step: AdamStep, slices: AdamSlices<'_>) -> (f64, Digest) {
+/// Takes the optimizer step, block by block, so that nothing is read from memory twice. Returns the digest of the updated
+/// parameters.
+fn take_step(isa: Isa, step: AdamStep, slices: AdamSlices<'_>) -> Digest {
     /// The five slices of a block are 80 KiB: they fit in any L2 cache.
     const BLOCK: usize = 4096;
     let AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated } = slices;
-    let (mut squares, mut digest) = (SquareSum::default(), DigestBuilder::default());
+    let mut digest = DigestBuilder::default();
     let read = parameters.chunks(BLOCK).zip(gradient_sum.chunks(BLOCK));
     let written = first_moment.chunks_mut(BLOCK).zip(second_moment.chunks_mut(BLOCK)).zip(updated.chunks_mut(BLOCK));
     for ((parameters, gradient_sum), ((first_moment, second_moment), updated)) in read.zip(written) {
-        squares.add(isa, gradient_sum);
         let slices = AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated: &mut *updated };
         adam::apply(isa, step, slices);
         digest.floats(updated);
     }
-    (squares.total(), digest.finish())
+    digest.finish()
 }
 
 /// The sum of two siblings, in the memory of the left one if it is ours.

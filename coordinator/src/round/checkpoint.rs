@@ -49,6 +49,7 @@ impl Machine {
         machine.epoch_loss = EpochLoss { sum: standing.epoch_loss, samples: standing.epoch_samples };
         machine.samples_seen = standing.samples_seen;
         machine.workers_lost = standing.workers_lost;
+        machine.skipped = standing.skipped;
         machine.last_checkpoint = LastCheckpoint { rounds, evaluated, ..LastCheckpoint::default() };
         machine
     }
@@ -62,6 +63,7 @@ impl Machine {
             epoch_samples: self.epoch_loss.samples,
             samples_seen: self.samples_seen,
             workers_lost: self.workers_lost,
+            skipped: self.skipped,
             workers: self.members.known(),
         }
     }

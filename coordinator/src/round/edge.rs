@@ -41,7 +41,7 @@ impl Machine {
                 let leaves = in_words(missing.into_iter());
                 RunState::Waiting { reason: format!("{work} needs a worker for {leaves}, and none is left") }
             }
-            (false, Work::Gradient { .. }) => RunState::Training,
+            (false, Work::Gradient { .. } | Work::Inspection { .. }) => RunState::Training,
             (false, Work::Evaluation { .. }) => RunState::Evaluating,
         };
         effects.push(Effect::Publish(Progressed::State { state }));
@@ -115,6 +115,9 @@ impl Machine {
 
     /// What comes after the rounds completed so far; `None` when the run is over.
     fn next_work(&self) -> Option<Work> {
+        if let Some(inspection) = self.pending_inspection() {
+            return Some(inspection);
+        }
         let spec = &self.config.spec;
         let over = self.rounds == spec.total_rounds();
         let edge = over || self.rounds.is_multiple_of(u64::from(spec.schedule.rounds_per_epoch()));
@@ -161,13 +164,13 @@ impl Machine {
         }
         if let Work::Gradient { round } = work {
             let samples = self.config.spec.schedule.batch_samples(self.config.spec.schedule.step(round).batch);
-            effects.push(Effect::Begin { round, samples });
+            effects.push(Effect::Begin { round, samples, step: self.next_step() });
         }
         match (work, &self.state) {
             (Work::Evaluation { .. }, _) => {
                 effects.push(Effect::Publish(Progressed::State { state: RunState::Evaluating }))
             }
-            (Work::Gradient { .. }, State::Waiting) => {
+            (Work::Gradient { .. } | Work::Inspection { .. }, State::Waiting) => {
                 effects.push(Effect::Publish(Progressed::State { state: RunState::Training }));
             }
             _ => {}
@@ -218,8 +221,8 @@ impl Machine {
     }
 
     pub(super) fn finish(&mut self, now: Duration, outcome: Outcome, effects: &mut Vec<Effect>) {
-        // What a run has failed with is nothing to go on from.
-        if !matches!(outcome, Outcome::Failed(_)) && self.checkpoint(now, Occasion::End, effects) {
+        // Also if it has failed: the machine fails only where it stands on good parameters.
+        if self.checkpoint(now, Occasion::End, effects) {
             self.await_checkpoint(now, outcome);
         } else {
             self.end(outcome, effects);

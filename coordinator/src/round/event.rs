@@ -42,14 +42,16 @@ pub enum Event {
     Lost(MemberId, String),
     /// A member sent what cannot be.
     Violated(MemberId, String),
-    /// The gradient of a round is summed and the optimizer step is taken.
+    /// The gradient of a round is summed, and the optimizer step is taken or withheld.
     Reduced {
         /// Which round.
         round: u64,
         /// Euclidean norm of the mean gradient.
         gradient_norm: f64,
-        /// Digest of the new parameters.
+        /// Digest of the new parameters, or of those that stay.
         parameters: Digest,
+        /// Whether the step was taken. It is not if the gradient or the loss is not finite.
+        stepped: bool,
         /// What that took.
         took: Aggregation,
     },
@@ -80,11 +82,18 @@ pub enum Effect {
         round: u64,
         /// Samples in its global batch.
         samples: u32,
+        /// The optimizer's step.
+        step: Step,
     },
-    /// Take the parts of a node's gradient when they come.
-    Expect(MemberId, NodeId),
+    /// Take the parts of a node's gradient when they come; the node has this loss.
+    Expect(MemberId, NodeId, f64),
+    /// Leave out the step of a round that is not finite: the next version has the parameters of the one before.
+    Skip {
+        /// Which round.
+        round: u64,
+    },
     /// Take them, too, but keep them out of the sum until the member's nodes are released.
-    Hold(MemberId, NodeId),
+    Hold(MemberId, NodeId, f64),
     /// Let what is held of a member into the sum.
     Release(MemberId),
     /// Throw away what is held of a member.
@@ -102,6 +111,15 @@ pub enum Effect {
 /// A checkpoint that the machine has asked for, counted from 1 by each start of the coordinator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CheckpointId(pub u64);
+
+/// A step of the optimizer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// Counts the steps that were taken, from 1.
+    pub number: u64,
+    /// The learning rate, as it is by now.
+    pub learning_rate: f64,
+}
 
 /// Why a checkpoint is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,15 +7,15 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use lockstep_common::checkpoint::Skipped;
 use lockstep_common::config::RunSpec;
 use lockstep_common::hash::Digest;
-use lockstep_common::ledger::Record;
-use lockstep_common::progress::{Breakdown, Event as Progressed, RoundReport};
 use lockstep_common::protocol::{MemberId, NodeReport, Refusal, Work};
 use lockstep_common::reduce::NodeId;
 
 use super::assign::Ownership;
 use super::checkpoint::{Ending, LastCheckpoint};
+use super::commit::Complete;
 use super::event::{Effect, Event, Outcome, Rejected};
 use super::membership::{Member, MemberState, Membership};
 use super::pace::Balance;
@@ -65,6 +65,10 @@ pub struct Machine {
     pub(super) epoch_loss: EpochLoss,
     pub(super) samples_seen: u64,
     pub(super) workers_lost: u32,
+    /// Rounds without a step.
+    pub(super) skipped: Skipped,
+    /// The round at hand, if it is complete and not finite.
+    pub(super) suspect: Option<Complete>,
     pub(super) last_checkpoint: LastCheckpoint,
     /// Set when the run is to end at the next edge.
     pub(super) stopping: Option<Stopping>,
@@ -101,6 +105,8 @@ impl Machine {
             epoch_loss: EpochLoss::default(),
             samples_seen: 0,
             workers_lost: 0,
+            skipped: Skipped::default(),
+            suspect: None,
             last_checkpoint: LastCheckpoint::default(),
             stopping: None,
         }
@@ -164,9 +170,9 @@ impl Machine {
             (_, Event::Announced(member, report)) => self.announced(now, member, report, &mut effects)?,
             (_, Event::Compared(member, report)) => self.compared(now, member, &report, &mut effects)?,
             (_, Event::Arrived { member, work, node }) => self.arrived(now, member, work, node, &mut effects)?,
-            (_, Event::Reduced { round, gradient_norm, parameters, took }) => {
+            (_, Event::Reduced { round, gradient_norm, parameters, stepped, took }) => {
                 let progress = self.at_work(Work::Gradient { round })?;
-                progress.reduced = Some(Reduced { gradient_norm, parameters, took });
+                progress.reduced = Some(Reduced { gradient_norm, parameters, stepped, took });
                 self.try_commit(now, round, &mut effects);
             }
         }
@@ -254,7 +260,7 @@ impl Machine {
             self.recruit(now, effects);
             return Ok(());
         }
-        let (work, node) = (report.work, report.node);
+        let (work, node, loss) = (report.work, report.node, report.loss);
         if let Err(reason) = self.answer(now, id, &report) {
             self.evict(id, &reason, effects);
             self.recruit(now, effects);
@@ -269,10 +275,10 @@ impl Machine {
         match work {
             Work::Gradient { .. } if progress.is_checked(id) => {
                 progress.held.insert(id);
-                effects.push(Effect::Hold(id, node));
+                effects.push(Effect::Hold(id, node, loss));
             }
-            Work::Gradient { .. } => effects.push(Effect::Expect(id, node)),
-            Work::Evaluation { .. } => self.arrived(now, id, work, node, effects)?,
+            Work::Gradient { .. } => effects.push(Effect::Expect(id, node, loss)),
+            Work::Evaluation { .. } | Work::Inspection { .. } => self.arrived(now, id, work, node, effects)?,
         }
         Ok(())
     }
@@ -310,6 +316,7 @@ impl Machine {
                 self.release_drained(effects);
                 self.try_commit(now, round, effects);
             }
+            (Work::Inspection { .. }, Some(_)) => self.inspected(now, effects),
             (_, None) => {
                 self.release_drained(effects);
                 self.hedge(now, effects);
@@ -331,68 +338,5 @@ impl Machine {
             State::Waiting => Err(Rejected::Stale { got, current: "waiting for workers".to_owned() }),
             State::Ending(_) | State::Finished => Err(Rejected::Stale { got, current: "the run ends".to_owned() }),
         }
-    }
-
-    /// Commits the round, once its new parameters are there and every leaf is credited.
-    fn try_commit(&mut self, now: Duration, round: u64, effects: &mut Vec<Effect>) {
-        let State::Working(progress) = &self.state else { return };
-        let (Some(totals), Some(reduced)) = (progress.complete(), progress.reduced) else { return };
-        let Reduced { gradient_norm, parameters, took } = reduced;
-        let step = self.config.spec.schedule.step(round);
-        let loss = totals.loss / f64::from(totals.samples);
-        let duration = now.saturating_sub(progress.started);
-        effects.push(Effect::Record(Record {
-            round,
-            epoch: step.epoch,
-            batch: step.batch,
-            samples: totals.samples,
-            loss,
-            gradient_norm,
-            parameters,
-            nodes: progress.contributions(),
-            leaves: progress.digests(),
-            hedged: progress.hedged(),
-            checked: progress.checked(),
-        }));
-        effects.push(Effect::Publish(Progressed::Round(RoundReport {
-            round,
-            epoch: step.epoch,
-            batch: step.batch,
-            loss,
-            gradient_norm,
-            samples: totals.samples,
-            parameters,
-            workers: progress.contributors(),
-            hedged: progress.hedged().len() as u32,
-            duration,
-            breakdown: Breakdown::of(duration, progress.longest_compute, took, progress.longest_download),
-        })));
-        let (work, announced, hedged) = (progress.work, progress.announced_leaves(), !progress.hedged().is_empty());
-        for (id, leaves) in announced {
-            // It is on its way, and will be dropped: the round is over.
-            if let Some(member) = self.members.get_mut(id) {
-                member.pace.delivered(now, work, leaves);
-                member.owes_since = if member.pace.is_free() { None } else { Some(now) };
-            }
-        }
-        self.members.iter_mut().for_each(|(_, member)| member.pace.missed(now, work));
-        self.note_duration(duration, hedged);
-        self.rounds = round + 1;
-        self.samples_seen += u64::from(totals.samples);
-        self.epoch_loss.sum += totals.loss;
-        self.epoch_loss.samples += u64::from(totals.samples);
-        if !loss.is_finite() || !gradient_norm.is_finite() {
-            let reason = format!(
-                "training diverged: in round {round} the loss is {loss} and the gradient's norm {gradient_norm}; lower optimizer.learning_rate"
-            );
-            return self.finish(now, Outcome::Failed(reason), effects);
-        }
-        let closes = step.batch + 1 == self.config.spec.schedule.rounds_per_epoch()
-            || self.rounds == self.config.spec.total_rounds();
-        if closes && self.config.spec.validation_samples == 0 {
-            self.evaluated = self.rounds;
-            self.close_epoch(None, effects);
-        }
-        self.begin_next(now, effects);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use lockstep_common::hash::Digest;
 use lockstep_common::ledger::Contribution;
 use lockstep_common::progress::Aggregation;
-use lockstep_common::protocol::{MemberId, NodeReport, Work};
+use lockstep_common::protocol::{Finding, MemberId, NodeReport, Work};
 use lockstep_common::reduce::{NodeId, Reduction, Tree};
 
 use super::check::Check;
@@ -24,8 +24,10 @@ pub(super) struct Totals {
 pub(super) struct Reduced {
     /// Euclidean norm of the mean gradient.
     pub(super) gradient_norm: f64,
-    /// Digest of the new parameters.
+    /// Digest of the new parameters, or of those that stay.
     pub(super) parameters: Digest,
+    /// Whether there are new ones.
+    pub(super) stepped: bool,
     /// What that took.
     pub(super) took: Aggregation,
 }
@@ -55,6 +57,8 @@ pub(super) struct Progress {
     /// Nodes that were announced, and are credited when their last chunk is there.
     announced: Vec<(MemberId, NodeReport)>,
     totals: Reduction<Totals>,
+    /// What an inspection has found in the lowest leaf so far.
+    finding: Option<Finding>,
     /// The new parameters, which may be made before the last node that they were made of is credited.
     pub(super) reduced: Option<Reduced>,
     pub(super) longest_compute: Duration,
@@ -81,6 +85,7 @@ impl Progress {
             leaves: vec![Leaf::default(); tree.shards() as usize],
             announced: Vec::new(),
             totals: Reduction::new(tree),
+            finding: None,
             reduced: None,
             longest_compute: Duration::ZERO,
             longest_download: Duration::ZERO,
@@ -207,6 +212,11 @@ impl Progress {
                 new += 1;
             }
         }
+        if let Some(finding) = report.finding
+            && self.finding.as_ref().is_none_or(|found| finding.leaf < found.leaf)
+        {
+            self.finding = Some(finding);
+        }
         let totals = Totals { loss: report.loss, samples: report.samples };
         self.totals.insert(node, totals, |left, right| Totals {
             loss: left.loss + right.loss,
@@ -215,6 +225,16 @@ impl Progress {
         self.longest_compute = self.longest_compute.max(report.compute);
         self.longest_download = self.longest_download.max(report.waited);
         Some(new)
+    }
+
+    /// What an inspection has found in the lowest leaf that is not finite.
+    pub(super) fn finding(&self) -> Option<&Finding> {
+        self.finding.as_ref()
+    }
+
+    /// Who delivered a leaf.
+    pub(super) fn deliverer(&self, leaf: u32) -> Option<MemberId> {
+        self.leaves.get(leaf as usize)?.credited
     }
 
     /// Announced nodes that are not there yet, by their numbers of leaves.

@@ -394,11 +394,12 @@ impl World {
                 self.sums =
                     Some(Sums { round, parts, awaited: BTreeMap::new(), held: BTreeMap::new(), reduced: false });
             }
-            Effect::Expect(member, node) => {
+            Effect::Skip { round } => panic!("seed {}: round {round} is finite", self.seed),
+            Effect::Expect(member, node, _) => {
                 let sums = self.sums.as_mut().expect("a round was begun");
                 sums.awaited.insert((member, node), [false; CHUNKS]);
             }
-            Effect::Hold(member, node) => {
+            Effect::Hold(member, node, _) => {
                 let sums = self.sums.as_mut().expect("a round was begun");
                 sums.awaited.insert((member, node), [false; CHUNKS]);
                 sums.held.entry(member).or_default();
@@ -462,7 +463,8 @@ impl World {
                 self.on_lane(member, false, Happening::Parameters(member, round + 1, made.parameters));
             }
             let parameters = Digest(u128::from(made.parameters));
-            self.report(Event::Reduced { round, gradient_norm: 1.0, parameters, took: Aggregation::default() });
+            let took = Aggregation::default();
+            self.report(Event::Reduced { round, gradient_norm: 1.0, parameters, stepped: true, took });
         }
     }
 
@@ -553,6 +555,7 @@ impl World {
             waited: Duration::ZERO,
             gradient: (handing != Handing::Summed)
                 .then(|| Digest(values.iter().fold(0, |sum, &v| sum << 64 | u128::from(v)))),
+            finding: None,
         };
         if handing == Handing::Compared {
             return self.on_lane(member, true, Happening::Arrives(Event::Compared(member, report)));

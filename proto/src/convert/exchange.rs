@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use lockstep_common::protocol::{self, FromWorker, MemberId, NodeReport, ToWorker};
+use lockstep_common::protocol::{self, Finding, FromWorker, MAX_NAMED_SAMPLES, MemberId, NodeReport, ToWorker};
 use lockstep_common::reduce::NodeId;
 
 use super::session::out_of_order;
-use super::{At, digest, digest_bytes, micros, required};
+use super::{At, at_most, digest, digest_bytes, micros, required};
 use crate::chunk::{at_most_a_chunk, checksum, float_count, to_bytes, to_floats, verify};
 use crate::v1::{self, exchange_request, exchange_response};
 use crate::wire_error::{Fault, WireError};
@@ -168,7 +168,35 @@ impl From<&NodeReport> for v1::Announce {
             compute_micros: micros(report.compute),
             waited_micros: micros(report.waited),
             gradient: report.gradient.map(digest_bytes),
+            finding: report.finding.as_ref().map(Into::into),
         }
+    }
+}
+
+impl From<&Finding> for v1::Finding {
+    fn from(finding: &Finding) -> Self {
+        Self {
+            leaf: finding.leaf,
+            samples: finding.samples.clone(),
+            loss: Some(finding.loss),
+            tensors: finding.tensors.map(|(first, last)| v1::TensorSpan { first, last }),
+        }
+    }
+}
+
+impl TryFrom<v1::Finding> for Finding {
+    type Error = WireError;
+
+    fn try_from(finding: v1::Finding) -> Result<Self, WireError> {
+        const M: &str = "Finding";
+        let samples = finding.samples.len() as u64;
+        at_most(samples, MAX_NAMED_SAMPLES as u64, " samples").map_err(|fault| WireError::new(M, "samples", fault))?;
+        Ok(Self {
+            leaf: finding.leaf,
+            samples: finding.samples,
+            loss: finding.loss.ok_or_else(|| WireError::missing(M, "loss"))?,
+            tensors: finding.tensors.map(|span| (span.first, span.last)),
+        })
     }
 }
 
@@ -196,6 +224,7 @@ impl TryFrom<v1::Announce> for NodeReport {
             compute: Duration::from_micros(report.compute_micros),
             waited: Duration::from_micros(report.waited_micros),
             gradient: report.gradient.map(|bytes| digest(&bytes)).transpose().at(M, "gradient")?,
+            finding: report.finding.map(Finding::try_from).transpose().map_err(|error| error.within(M, "finding"))?,
         })
     }
 }

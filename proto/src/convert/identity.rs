@@ -49,6 +49,7 @@ impl From<Work> for v1::Work {
         let kind = match work {
             Work::Gradient { .. } => v1::WorkKind::Gradient,
             Work::Evaluation { .. } => v1::WorkKind::Evaluation,
+            Work::Inspection { .. } => v1::WorkKind::Inspection,
         };
         Self { kind: kind.into(), round: work.version() }
     }
@@ -62,6 +63,7 @@ impl TryFrom<v1::Work> for Work {
         match v1::WorkKind::try_from(work.kind) {
             Ok(v1::WorkKind::Gradient) => Ok(Self::Gradient { round }),
             Ok(v1::WorkKind::Evaluation) => Ok(Self::Evaluation { round }),
+            Ok(v1::WorkKind::Inspection) => Ok(Self::Inspection { round }),
             Ok(v1::WorkKind::Unspecified) | Err(_) => {
                 Err(Fault::UnknownEnum { name: "WorkKind", value: work.kind }).at("Work", "kind")
             }

@@ -31,6 +31,7 @@ impl From<&RoundReport> for v1::RoundReport {
             update_micros: micros(round.breakdown.update),
             wait_micros: micros(round.breakdown.wait),
             hedged: round.hedged,
+            skipped: round.skipped,
         }
     }
 }
@@ -49,6 +50,7 @@ impl TryFrom<v1::RoundReport> for RoundReport {
             parameters: digest(&round.parameters).at("RoundReport", "parameters")?,
             workers: round.workers,
             hedged: round.hedged,
+            skipped: round.skipped,
             duration: Duration::from_micros(round.duration_micros),
             breakdown: Breakdown {
                 compute: Duration::from_micros(round.compute_micros),

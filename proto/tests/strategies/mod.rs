@@ -13,8 +13,8 @@ use lockstep_common::progress::{
     Breakdown, EpochReport, Event, RoundReport, RunState, RunStatus, TimedEvent, Transport, WorkerStatus,
 };
 use lockstep_common::protocol::{
-    Assignment, FromWorker, Handing, Job, JoinRequest, KeepList, LeafTask, MemberId, NodeChunk, NodeReport, Samples,
-    ShardRef, SharedMemory, Split, ToWorker, Welcome, Work,
+    Assignment, Finding, FromWorker, Handing, Job, JoinRequest, KeepList, LeafTask, MAX_NAMED_SAMPLES, MemberId,
+    NodeChunk, NodeReport, Samples, ShardRef, SharedMemory, Split, ToWorker, Welcome, Work,
 };
 use lockstep_common::reduce::{NodeId, Tree};
 use lockstep_common::shape::Shape;
@@ -45,8 +45,11 @@ pub fn node() -> impl Strategy<Value = NodeId> {
 }
 
 pub fn work() -> impl Strategy<Value = Work> {
-    (any::<bool>(), any::<u64>())
-        .prop_map(|(gradient, round)| if gradient { Work::Gradient { round } } else { Work::Evaluation { round } })
+    prop_oneof![
+        any::<u64>().prop_map(|round| Work::Gradient { round }),
+        any::<u64>().prop_map(|round| Work::Evaluation { round }),
+        any::<u64>().prop_map(|round| Work::Inspection { round }),
+    ]
 }
 
 /// A shard of a run with `shards` shards.
@@ -242,8 +245,8 @@ pub fn node_chunk() -> impl Strategy<Value = NodeChunk> {
 
 pub fn node_report() -> impl Strategy<Value = NodeReport> {
     let node = (0u8..6, any::<u32>()).prop_map(|(level, index)| NodeId { level, index: index % (1 << 10) });
-    (work(), node, any::<f64>(), any::<u32>(), any::<u64>(), duration(), duration()).prop_map(
-        |(work, node, loss, samples, seed, compute, waited)| NodeReport {
+    (work(), node, any::<f64>(), any::<u32>(), any::<u64>(), (duration(), duration()), option::of(finding())).prop_map(
+        |(work, node, loss, samples, seed, (compute, waited), finding)| NodeReport {
             work,
             node,
             loss,
@@ -252,8 +255,14 @@ pub fn node_report() -> impl Strategy<Value = NodeReport> {
             compute,
             waited,
             gradient: (seed % 2 == 0).then(|| Digest::of(&seed.to_le_bytes())),
+            finding,
         },
     )
+}
+
+fn finding() -> impl Strategy<Value = Finding> {
+    (any::<u32>(), vec(any::<u32>(), 0..=MAX_NAMED_SAMPLES), any::<f64>(), any::<Option<(u32, u32)>>())
+        .prop_map(|(leaf, samples, loss, tensors)| Finding { leaf, samples, loss, tensors })
 }
 
 /// What a worker sends in a session.
@@ -285,10 +294,10 @@ fn state() -> impl Strategy<Value = RunState> {
 }
 
 fn round_report() -> impl Strategy<Value = RoundReport> {
-    let counts = (any::<(u64, u32, u32)>(), shown(), shown(), any::<u32>(), any::<(u32, u32)>());
+    let counts = (any::<(u64, u32, u32)>(), shown(), shown(), any::<u32>(), any::<(u32, u32, bool)>());
     (counts, digest(), duration(), breakdown()).prop_map(
         |(
-            ((round, epoch, batch), loss, gradient_norm, samples, (workers, hedged)),
+            ((round, epoch, batch), loss, gradient_norm, samples, (workers, hedged, skipped)),
             parameters,
             duration,
             breakdown,
@@ -303,6 +312,7 @@ fn round_report() -> impl Strategy<Value = RoundReport> {
                 parameters,
                 workers,
                 hedged,
+                skipped,
                 duration,
                 breakdown,
             }
