@@ -1,6 +1,13 @@
 //! The kernels against their specification, to the bit: product-sums against plain loops of `f32::mul_add` in the
 //! documented order, everything else against the scalar version. No float outside an operand may matter or change.
+//!
+//! Operands of product-sums lie next to pages without access. If a kernel touches one, the process ends with SIGSEGV;
+//! with `--nocapture` the last line tells the case.
 
+#[path = "../src/kernel/fenced.rs"]
+mod fenced;
+
+use fenced::{Edge, Fenced};
 use lockstep_common::kernel::Isa;
 use lockstep_common::kernel::contraction::{
     After, ChannelCounts, Direction, Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands, SLACK,
@@ -13,8 +20,6 @@ use lockstep_common::rng::{Purpose, Stream};
 
 /// A NaN that no arithmetic makes: where it stands, nothing has been written; what it touches turns to NaN.
 const CANARY: f32 = f32::from_bits(0x7fa5_a5a5);
-/// Floats of it on either side of every operand.
-const GUARD: usize = 80;
 
 /// Around all vector and panel widths.
 const CHANNELS: [usize; 14] = [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65];
@@ -25,41 +30,42 @@ const NARROW: usize = 16;
 
 const LENGTHS: [usize; 11] = [0, 1, 7, 8, 9, 15, 16, 17, 31, 33, 100];
 
-/// An operand in the middle of canaries.
-struct Guarded(Vec<f32>);
+/// An operand with a page that nobody may touch right before or right behind it, and canaries around the rest.
+struct Guarded(Fenced);
 
 impl Guarded {
-    fn new(values: impl IntoIterator<Item = f32>) -> Self {
-        let guard = || std::iter::repeat_n(CANARY, GUARD);
-        Self(guard().chain(values).chain(guard()).collect())
+    fn new(values: &[f32], edge: Edge) -> Self {
+        let mut operand = Self::blank(values.len(), edge);
+        operand.0.copy_from_slice(values);
+        operand
     }
 
-    fn blank(len: usize) -> Self {
-        Self::new(std::iter::repeat_n(CANARY, len))
+    fn blank(len: usize, edge: Edge) -> Self {
+        Self(Fenced::new(len, edge, CANARY))
     }
 
-    fn random(len: usize, stream: &mut Stream) -> Self {
-        Self::new((0..len).map(|_| random(stream)))
+    /// The values and `slack` canaries, which may be read.
+    fn with_slack(values: &[f32], slack: usize, edge: Edge) -> Self {
+        let mut operand = Self::blank(values.len() + slack, edge);
+        operand.0[..values.len()].copy_from_slice(values);
+        operand
     }
 
     fn values(&self) -> &[f32] {
-        &self.0[GUARD..self.0.len() - GUARD]
+        &self.0
     }
 
     fn values_mut(&mut self) -> &mut [f32] {
-        let end = self.0.len() - GUARD;
-        &mut self.0[GUARD..end]
-    }
-
-    /// The values and at most `slack` canaries behind them.
-    fn with_slack(&self, slack: usize) -> &[f32] {
-        &self.0[GUARD..self.0.len() - GUARD + slack]
+        &mut self.0
     }
 
     fn assert_untouched(&self, place: &str) {
-        let outside = self.0[..GUARD].iter().chain(&self.0[self.0.len() - GUARD..]);
-        assert!(outside.map(|value| value.to_bits()).all(|bits| bits == CANARY.to_bits()), "{place}: writes outside");
+        assert!(self.0.around().all(|value| value.to_bits() == CANARY.to_bits()), "{place}: writes outside");
     }
+}
+
+fn random_values(len: usize, stream: &mut Stream) -> Vec<f32> {
+    (0..len).map(|_| random(stream)).collect()
 }
 
 /// From -1 to 1, now and then exactly 0.
@@ -177,54 +183,48 @@ impl GatherCase {
     fn check(&self, name: &str) {
         let [(input_pixels, channels_in), (output_pixels, channels_out)] = self.sizes();
         let mut stream = stream(channels_in * 100 + channels_out, self.samples);
-        let input = Guarded::random(self.samples * input_pixels * channels_in, &mut stream);
-        let weights = Guarded::random(self.relation.taps() * channels_in * channels_out, &mut stream);
-        let bias = Guarded::random(channels_out, &mut stream);
-        let gate = Guarded::random(self.samples * output_pixels * channels_out, &mut stream);
-        let bias = self.with_bias.then_some(bias.values());
-        let expected = self.specification(input.values(), weights.values(), bias, gate.values());
+        let input = random_values(self.samples * input_pixels * channels_in, &mut stream);
+        let weights = random_values(self.relation.taps() * channels_in * channels_out, &mut stream);
+        let bias = random_values(channels_out, &mut stream);
+        let gate = random_values(self.samples * output_pixels * channels_out, &mut stream);
+        let bias = self.with_bias.then_some(&bias[..]);
+        let expected = self.specification(&input, &weights, bias, &gate);
         for isa in Isa::available() {
-            let place = format!("{name}: {self:?} on {isa}");
             // A plan may be for more samples than there are.
             let plan = Gather::new(isa, &self.relation, self.direction, self.channels, self.samples.max(1) + 1);
-            let mut packed = Guarded::blank(plan.packed_len());
-            plan.pack(weights.values(), packed.values_mut());
-            let mut scratch = Guarded::blank(plan.scratch_len());
-            let mut output = Guarded::blank(expected.len());
-            let after = match self.finish {
-                Finish::Keep => After::Keep,
-                Finish::Relu => After::Relu,
-                Finish::Gate => After::Gate(gate.values()),
-            };
-            let operands = GatherOperands {
-                input: input.values(),
-                packed: packed.values(),
-                bias,
-                output: output.values_mut(),
-                after,
-                scratch: scratch.values_mut(),
-            };
-            plan.run(self.samples, operands);
-            assert_same_bits(&place, output.values(), &expected);
-            output.assert_untouched(&place);
-            packed.assert_untouched(&place);
-            scratch.assert_untouched(&place);
-
-            // Longer buffers are used up to where they are needed.
-            let mut longer = Guarded::blank(expected.len() + 50);
-            let after = if let After::Gate(_) = after { After::Gate(gate.with_slack(50)) } else { after };
-            let operands = GatherOperands {
-                input: input.with_slack(50),
-                packed: packed.values(),
-                bias,
-                output: longer.values_mut(),
-                after,
-                scratch: scratch.values_mut(),
-            };
-            plan.run(self.samples, operands);
-            assert_same_bits(&place, &longer.values()[..expected.len()], &expected);
-            let beyond = &longer.values()[expected.len()..];
-            assert!(beyond.iter().all(|value| value.to_bits() == CANARY.to_bits()), "{place}: writes beyond");
+            for edge in [Edge::Start, Edge::End] {
+                let place = format!("{name}: {self:?} on {isa}, {edge:?}");
+                eprintln!("{place}");
+                let mut packed = Guarded::blank(plan.packed_len(), edge);
+                plan.pack(Guarded::new(&weights, edge).values(), packed.values_mut());
+                let bias = bias.map(|bias| Guarded::new(bias, edge));
+                let mut scratch = Guarded::blank(plan.scratch_len(), edge);
+                // Longer buffers are used up to where they are needed.
+                for longer in [0, 50] {
+                    let input = Guarded::with_slack(&input, longer, edge);
+                    let gate = Guarded::with_slack(&gate, longer, edge);
+                    let mut output = Guarded::blank(expected.len() + longer, edge);
+                    let operands = GatherOperands {
+                        input: input.values(),
+                        packed: packed.values(),
+                        bias: bias.as_ref().map(Guarded::values),
+                        output: output.values_mut(),
+                        after: match self.finish {
+                            Finish::Keep => After::Keep,
+                            Finish::Relu => After::Relu,
+                            Finish::Gate => After::Gate(gate.values()),
+                        },
+                        scratch: scratch.values_mut(),
+                    };
+                    plan.run(self.samples, operands);
+                    let (output_values, beyond) = output.values().split_at(expected.len());
+                    assert_same_bits(&place, output_values, &expected);
+                    assert!(beyond.iter().all(|value| value.to_bits() == CANARY.to_bits()), "{place}: writes beyond");
+                    output.assert_untouched(&place);
+                }
+                packed.assert_untouched(&place);
+                scratch.assert_untouched(&place);
+            }
         }
     }
 }
@@ -311,32 +311,38 @@ fn check_reduce(name: &str, relation: &PixelRelation, channels: ChannelCounts, s
     let (high_pixels, low_pixels) =
         (relation.high.rows * relation.high.columns, relation.low.rows * relation.low.columns);
     let mut stream = stream(channels.high * 100 + channels.low, samples + 10);
-    let high = Guarded::random(samples * high_pixels * channels.high, &mut stream);
-    let low = Guarded::random(samples * low_pixels * channels.low, &mut stream);
-    let before = Guarded::random(relation.taps() * channels.high * channels.low, &mut stream);
+    let high = random_values(samples * high_pixels * channels.high, &mut stream);
+    let low = random_values(samples * low_pixels * channels.low, &mut stream);
+    let before = random_values(relation.taps() * channels.high * channels.low, &mut stream);
     for accumulate in [false, true] {
-        let start = accumulate.then_some(before.values());
-        let expected = reduce_specification(relation, channels, samples, (high.values(), low.values()), start);
+        let start = accumulate.then_some(&before[..]);
+        let expected = reduce_specification(relation, channels, samples, (&high, &low), start);
         for isa in Isa::available() {
-            let place =
-                format!("{name}: {relation:?} {channels:?} {samples} samples, accumulate {accumulate}, on {isa}");
             let plan = Reduce::new(isa, relation, channels);
-            let mut scratch = Guarded::blank(plan.scratch_len(samples));
-            let mut gradient = match start {
-                Some(before) => Guarded::new(before.iter().copied()),
-                None => Guarded::blank(expected.len()),
-            };
-            let operands = ReduceOperands {
-                high: high.values(),
-                low: low.with_slack(SLACK),
-                gradient: gradient.values_mut(),
-                accumulate,
-                scratch: scratch.values_mut(),
-            };
-            plan.run(samples, operands);
-            assert_same_bits(&place, gradient.values(), &expected);
-            gradient.assert_untouched(&place);
-            scratch.assert_untouched(&place);
+            for edge in [Edge::Start, Edge::End] {
+                let place = format!(
+                    "{name}: {relation:?} {channels:?} {samples} samples, accumulate {accumulate}, on {isa}, {edge:?}"
+                );
+                eprintln!("{place}");
+                let high = Guarded::new(&high, edge);
+                let low = Guarded::with_slack(&low, SLACK, edge);
+                let mut scratch = Guarded::blank(plan.scratch_len(samples), edge);
+                let mut gradient = match start {
+                    Some(before) => Guarded::new(before, edge),
+                    None => Guarded::blank(expected.len(), edge),
+                };
+                let operands = ReduceOperands {
+                    high: high.values(),
+                    low: low.values(),
+                    gradient: gradient.values_mut(),
+                    accumulate,
+                    scratch: scratch.values_mut(),
+                };
+                plan.run(samples, operands);
+                assert_same_bits(&place, gradient.values(), &expected);
+                gradient.assert_untouched(&place);
+                scratch.assert_untouched(&place);
+            }
         }
     }
 }
