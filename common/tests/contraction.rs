@@ -13,6 +13,7 @@ use lockstep_common::kernel::contraction::{
     After, ChannelCounts, Direction, Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands, SLACK,
 };
 use lockstep_common::kernel::elementwise::{self, AdamSlices, AdamStep, SquareSum};
+use lockstep_common::kernel::lists::Lists;
 use lockstep_common::kernel::pooling::{self, Windows};
 use lockstep_common::kernel::transpose::{MatrixShape, transpose};
 use lockstep_common::model::{Activation, Pair};
@@ -589,7 +590,8 @@ fn sums_of_terms_are_the_same_everywhere() {
         }
         // Term t stands at t * len.
         let products: Vec<f32> = (0..6).flat_map(values).collect();
-        let terms = terms.clone().map(|terms| terms.into_iter().map(|term: u32| term * len as u32).collect());
+        let terms: Lists =
+            terms.clone().map(|terms| terms.into_iter().map(|term: u32| term * len as u32)).into_iter().collect();
         let gate: Vec<f32> = (6..10).flat_map(values).collect();
         let bias = values(10);
         for bias in [None, Some(&bias[..])] {
@@ -635,8 +637,23 @@ fn pooling_is_the_same_everywhere() {
                 let (mut output, mut winners) = (vec![CANARY; low * channels], vec![99; low * channels]);
                 pooling::max_pool(isa, &windows, &image(high, 1), &mut output, &mut winners, channels);
                 let mut gradient = vec![CANARY; high * channels];
-                pooling::max_pool_backward(isa, &windows, &image(low, 2), &winners, &mut gradient, channels);
+                pooling::max_pool_backward(isa, &windows, &image(low, 2), &winners, None, &mut gradient, channels);
                 [bits(&output), winners, bits(&gradient)].concat()
+            });
+            check_same(&place("max pooling after relu"), |isa| {
+                let mut input = image(high, 1);
+                elementwise::activate(isa, Activation::Relu, &mut input);
+                let (mut output, mut winners) = (vec![CANARY; low * channels], vec![99; low * channels]);
+                pooling::max_pool(isa, &windows, &input, &mut output, &mut winners, channels);
+                let backward = |gate| {
+                    let mut gradient = vec![CANARY; high * channels];
+                    pooling::max_pool_backward(isa, &windows, &image(low, 2), &winners, gate, &mut gradient, channels);
+                    gradient
+                };
+                let mut one_by_one = backward(None);
+                elementwise::activate_backward(isa, Activation::Relu, &input, &mut one_by_one);
+                assert_eq!(bits(&backward(Some(&output))), bits(&one_by_one), "{isa}, {channels} channels");
+                bits(&one_by_one)
             });
             check_same(&place("average pooling"), |isa| {
                 let mut output = vec![CANARY; low * channels];

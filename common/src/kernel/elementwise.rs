@@ -5,6 +5,7 @@
 
 use super::contraction::After;
 use super::isa::Isa;
+use super::lists::Lists;
 use super::math;
 use super::per_isa::per_isa;
 use crate::model::Activation;
@@ -228,7 +229,7 @@ per_isa! {
     /// Second half of a tap-by-tap gather: `output[pixel][c] = after(bias[c] + sum over terms of products[term + c])`.
     pub fn sum_terms(
         products: &[f32],
-        terms: &[Vec<u32>],
+        terms: &Lists,
         bias: Option<&[f32]>,
         after: After<'_>,
         output: &mut [f32],

@@ -10,6 +10,7 @@ mod aligned;
 pub mod contraction;
 pub mod elementwise;
 mod isa;
+pub mod lists;
 pub mod math;
 mod microkernel;
 mod per_isa;

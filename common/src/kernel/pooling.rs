@@ -1,33 +1,27 @@
 //! Pooling and up-sampling of NHWC images.
 
 use super::contraction::PixelRelation;
+use super::lists::Lists;
 use super::per_isa::per_isa;
+
+/// Channels that are taken at a time: a vector of AVX-512, two of AVX2.
+const LANES: usize = 16;
 
 /// For every output pixel, the input pixels of its window, in row order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Windows {
-    /// `starts[i]..starts[i + 1]` are output pixel `i`'s places in `pixels`.
-    starts: Vec<u32>,
-    pixels: Vec<u32>,
-}
+pub struct Windows(Lists);
 
 impl Windows {
     /// The windows of a pooling layer: the low image is the output.
     pub fn new(relation: &PixelRelation) -> Self {
         let mut windows = vec![Vec::new(); relation.low.rows * relation.low.columns];
         relation.for_each(|high, low, tap| windows[low].push((tap, high as u32)));
-        let mut starts = vec![0];
-        let mut pixels = Vec::new();
-        for window in &mut windows {
-            window.sort_unstable();
-            pixels.extend(window.iter().map(|&(_, pixel)| pixel));
-            starts.push(pixels.len() as u32);
-        }
-        Self { starts, pixels }
+        windows.iter_mut().for_each(|window| window.sort_unstable());
+        Self(windows.into_iter().map(|window| window.into_iter().map(|(_, pixel)| pixel)).collect())
     }
 
     fn iter(&self) -> impl Iterator<Item = &[u32]> {
-        self.starts.windows(2).map(|bounds| &self.pixels[bounds[0] as usize..bounds[1] as usize])
+        self.0.iter()
     }
 }
 
@@ -39,6 +33,38 @@ fn pixel(values: &[f32], index: u32, channels: usize) -> &[f32] {
 #[inline(always)]
 fn pixel_mut(values: &mut [f32], index: u32, channels: usize) -> &mut [f32] {
     &mut values[index as usize * channels..][..channels]
+}
+
+/// What the winners of a window get: for each channel the gradient, the winner, and what gates them.
+#[derive(Clone, Copy)]
+struct Shares<'a> {
+    gradient: &'a [f32],
+    winners: &'a [u32],
+    gate: Option<&'a [f32]>,
+}
+
+impl Shares<'_> {
+    /// Adds the gradients of `N` channels from `start` on to their winners.
+    // Loops over arrays, without closures: what is not inlined is not compiled for the instruction set.
+    #[inline(always)]
+    fn give<const N: usize>(self, window: &[u32], input_gradient: &mut [f32], start: usize) {
+        let channels = self.gradient.len();
+        let (gradient, winners) = (&self.gradient[start..][..N], &self.winners[start..][..N]);
+        let mut share = [0.0; N];
+        share.copy_from_slice(gradient);
+        if let Some(gate) = self.gate {
+            let gate = &gate[start..][..N];
+            for lane in 0..N {
+                share[lane] = if gate[lane] <= 0.0 { 0.0 } else { share[lane] };
+            }
+        }
+        for (place, &index) in window.iter().enumerate() {
+            let target = &mut pixel_mut(input_gradient, index, channels)[start..][..N];
+            for lane in 0..N {
+                target[lane] += if winners[lane] == place as u32 { share[lane] } else { 0.0 };
+            }
+        }
+    }
 }
 
 per_isa! {
@@ -61,22 +87,31 @@ per_isa! {
         }
     }
 
-    /// Backward pass of [`max_pool`]: the winner gets the gradient.
+    /// Backward pass of [`max_pool`]: the winner gets the gradient. With a `gate`, the output of the pooling, it gets it
+    /// only where that is above 0: this is also the backward pass of a relu before the pooling, since the output of the
+    /// pooling is the winner's.
     pub fn max_pool_backward(
         windows: &Windows,
         output_gradient: &[f32],
         winners: &[u32],
+        gate: Option<&[f32]>,
         input_gradient: &mut [f32],
         channels: usize,
     ) {
+        let whole = channels - channels % LANES;
         input_gradient.fill(0.0);
-        let outputs = output_gradient.chunks_exact(channels).zip(winners.chunks_exact(channels));
-        for (window, (gradient, winners)) in windows.iter().zip(outputs) {
-            for (place, &index) in window.iter().enumerate() {
-                let target = pixel_mut(input_gradient, index, channels);
-                for ((target, &gradient), &winner) in target.iter_mut().zip(gradient).zip(winners) {
-                    *target += if winner == place as u32 { gradient } else { 0.0 };
-                }
+        for (i, window) in windows.iter().enumerate() {
+            let here = i * channels..(i + 1) * channels;
+            let shares = Shares {
+                gradient: &output_gradient[here.clone()],
+                winners: &winners[here.clone()],
+                gate: gate.map(|gate| &gate[here]),
+            };
+            for start in (0..whole).step_by(LANES) {
+                shares.give::<LANES>(window, input_gradient, start);
+            }
+            for start in whole..channels {
+                shares.give::<1>(window, input_gradient, start);
             }
         }
     }
@@ -131,8 +166,13 @@ per_isa! {
         channels: usize,
     ) {
         for (window, target) in windows.iter().zip(input_gradient.chunks_exact_mut(channels)) {
-            target.copy_from_slice(pixel(output_gradient, window[0], channels));
-            for &index in &window[1..] {
+            // Nobody reads the copies of a pixel in a part of the output that is not computed.
+            let Some((&first, others)) = window.split_first() else {
+                target.fill(0.0);
+                continue;
+            };
+            target.copy_from_slice(pixel(output_gradient, first, channels));
+            for &index in others {
                 for (target, gradient) in target.iter_mut().zip(pixel(output_gradient, index, channels)) {
                     *target += gradient;
                 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::live::LiveSizes;
 use crate::kernel::Isa;
 use crate::kernel::contraction::{
     After, ChannelCounts, Direction, Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands,
@@ -40,13 +41,13 @@ impl Linear {
     /// The plan of `layer`, or `None` when the layer has no weights. Its packed weights start at `packed_start`.
     pub(super) fn new(
         isa: Isa,
-        layer: &ResolvedLayer,
+        (layer, live): (&ResolvedLayer, LiveSizes),
         layout: &Layout,
         max_samples: usize,
         packed_start: usize,
         is_first: bool,
     ) -> Option<Self> {
-        let Geometry { relation, channels, to_high, activation } = geometry(layer)?;
+        let Geometry { relation, channels, to_high, activation } = geometry(layer, live)?;
         let (onward, back) =
             if to_high { (Direction::ToHigh, Direction::ToLow) } else { (Direction::ToLow, Direction::ToHigh) };
         let forward = Gather::new(isa, &relation, onward, channels, max_samples);
@@ -56,11 +57,13 @@ impl Linear {
             let range = packed_forward.end..packed_forward.end + gather.packed_len();
             (gather, range)
         });
+        let (output, channels_out) =
+            if to_high { (relation.high, channels.high) } else { (relation.low, channels.low) };
         Some(Self {
             activation,
             to_high,
-            channels_out: if to_high { channels.high } else { channels.low },
-            output_elements: layer.output.elements(),
+            channels_out,
+            output_elements: output.rows * output.columns * channels_out,
             kernel: parameter_range(layout, &layer.place, "kernel").expect("a layer with weights has a kernel"),
             bias: parameter_range(layout, &layer.place, "bias"),
             forward,
@@ -175,22 +178,19 @@ pub(super) fn parameter_range(layout: &Layout, place: &LayerPlace, name: &str) -
     layout.find(&format!("{place}.{name}")).map(|entry| entry.range.clone())
 }
 
-fn geometry(layer: &ResolvedLayer) -> Option<Geometry> {
+fn geometry(layer: &ResolvedLayer, live: LiveSizes) -> Option<Geometry> {
     match &layer.spec {
         LayerSpec::Conv2d(conv) => {
             let ((high, high_channels), (low, low_channels)) = (image(&layer.input)?, image(&layer.output)?);
             let channels = ChannelCounts { high: high_channels, low: low_channels };
-            Some(Geometry {
-                relation: relation(conv, high, low),
-                channels,
-                to_high: false,
-                activation: conv.activation,
-            })
+            let relation = live.crop(relation(conv, high, low), false);
+            Some(Geometry { relation, channels, to_high: false, activation: conv.activation })
         }
         LayerSpec::Conv2dTranspose(conv) => {
             let ((low, low_channels), (high, high_channels)) = (image(&layer.input)?, image(&layer.output)?);
             let channels = ChannelCounts { high: high_channels, low: low_channels };
-            Some(Geometry { relation: relation(conv, high, low), channels, to_high: true, activation: conv.activation })
+            let relation = live.crop(relation(conv, high, low), true);
+            Some(Geometry { relation, channels, to_high: true, activation: conv.activation })
         }
         LayerSpec::Dense { units, activation, .. } => {
             let (&features, leading) = layer.input.axes().split_last()?;

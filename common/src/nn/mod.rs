@@ -4,6 +4,7 @@ mod dense;
 mod initialise;
 mod inspect;
 mod linear;
+mod live;
 mod loss;
 mod network;
 mod op;

@@ -2,6 +2,7 @@
 
 use super::dense::{DenseLayer, DenseOperands, is_dense};
 use super::linear::{ForwardPass, GradientPass, InputGradientPass, Linear};
+use super::live::LiveSizes;
 use super::loss::Loss;
 use super::op::{Op, unparametrised};
 use super::profile::Lap;
@@ -95,20 +96,22 @@ impl Network {
         let mut packed_len = 0;
         let mut trained = false;
         let is_dense = is_dense(model);
-        for (i, layer) in model.layers.iter().enumerate() {
+        for (i, (layer, live)) in model.layers.iter().zip(LiveSizes::of(model)).enumerate() {
             let op = if is_dense && let Some(dense) = DenseLayer::new(isa, layer, &model.layout, pass_samples) {
                 Some(Op::Dense(Box::new(dense)))
-            } else if let Some(linear) = Linear::new(isa, layer, &model.layout, pass_samples, packed_len, !trained) {
+            } else if let Some(linear) =
+                Linear::new(isa, (layer, live), &model.layout, pass_samples, packed_len, !trained)
+            {
                 trained = true;
                 packed_len = linear.packed_end();
                 Some(Op::Linear(Box::new(linear)))
             } else {
-                unparametrised(layer)
+                unparametrised(layer, live)
             };
             if let Some(op) = op {
                 ops.push(op);
                 places.push(layer.place.clone());
-                elements.push(layer.output.elements());
+                elements.push(live.output_elements(layer));
             }
             if i + 1 == model.encoder_layers {
                 encoder_ops = ops.len();
@@ -292,8 +295,9 @@ impl Network {
                     elementwise::activate_backward(self.isa, activation, at, delta);
                 });
             }
-            // The relu before a layer with weights is undone while its input's gradient is written.
-            through_activation = op.has_weights() && i > 0 && self.ops[i - 1].activation() == Activation::Relu;
+            // A relu before is undone while its output's gradient is written, if the op can do that.
+            let relu_before = i > 0 && self.ops[i - 1].activation() == Activation::Relu;
+            through_activation = relu_before && (op.has_weights() || matches!(op, Op::MaxPool { .. }));
             let after = if through_activation { After::Gate(&values[i]) } else { After::Keep };
             // Nothing is trained before the first layer with weights.
             let trained_before = self.ops[..i].iter().any(Op::has_weights);
@@ -319,10 +323,12 @@ impl Network {
                 }
                 Op::Activate(_) => input_delta[..used].copy_from_slice(&delta[..used]),
                 Op::MaxPool { windows, channels } => {
-                    let winners = winners[i].chunks_exact(self.elements[i + 1]);
-                    for ((delta, input_delta), winners) in self.delta_pairs(i, samples, delta, input_delta).zip(winners)
-                    {
-                        pooling::max_pool_backward(self.isa, windows, delta, winners, input_delta, *channels);
+                    let size = self.elements[i + 1];
+                    let of_outputs = winners[i].chunks_exact(size).zip(values[i + 1].chunks_exact(size));
+                    let pairs = self.delta_pairs(i, samples, delta, input_delta).zip(of_outputs);
+                    for ((delta, input_delta), (winners, output)) in pairs {
+                        let gate = through_activation.then_some(output);
+                        pooling::max_pool_backward(self.isa, windows, delta, winners, gate, input_delta, *channels);
                     }
                 }
                 Op::AveragePool { windows, channels } => {

@@ -2,6 +2,7 @@
 
 use super::dense::DenseLayer;
 use super::linear::{self, Linear};
+use super::live::LiveSizes;
 use crate::kernel::contraction::PixelRelation;
 use crate::kernel::pooling::Windows;
 use crate::model::{Activation, LayerSpec, Pair, ResolvedLayer};
@@ -44,14 +45,14 @@ impl Op {
 }
 
 /// The step of a layer without weights; `None` for a layer that only renames axes.
-pub(super) fn unparametrised(layer: &ResolvedLayer) -> Option<Op> {
+pub(super) fn unparametrised(layer: &ResolvedLayer, live: LiveSizes) -> Option<Op> {
     match &layer.spec {
         LayerSpec::Activation { activation } => Some(Op::Activate(*activation)),
         LayerSpec::MaxPool2d(pool) | LayerSpec::AveragePool2d(pool) => {
             let ((high, channels), (low, _)) = (linear::image(&layer.input)?, linear::image(&layer.output)?);
             let strides = pool.strides.unwrap_or(pool.pool_size);
             let relation = PixelRelation::with_padding(high, low, pool.pool_size, strides, pool.padding);
-            let windows = Windows::new(&relation);
+            let windows = Windows::new(&live.crop(relation, false));
             Some(match layer.spec {
                 LayerSpec::MaxPool2d(_) => Op::MaxPool { windows, channels },
                 _ => Op::AveragePool { windows, channels },
@@ -61,7 +62,7 @@ pub(super) fn unparametrised(layer: &ResolvedLayer) -> Option<Op> {
             let ((low, channels), (high, _)) = (linear::image(&layer.input)?, linear::image(&layer.output)?);
             let padding = Pair::square(0);
             let relation = PixelRelation { high, low, kernel: *size, strides: *size, padding };
-            Some(Op::UpSample { windows: Windows::new(&relation), channels })
+            Some(Op::UpSample { windows: Windows::new(&live.crop(relation, true)), channels })
         }
         _ => None,
     }

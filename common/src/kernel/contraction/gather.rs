@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::{ChannelCounts, Panel, PixelRelation, index, panels, pixels, push_merged};
 use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
+use crate::kernel::lists::Lists;
 use crate::kernel::microkernel::{self, Block, Finish, Row, Run, Start};
 use crate::kernel::transpose::{MatrixShape, transpose};
 
@@ -48,7 +49,7 @@ enum Strategy {
     TapByTap {
         group: Group,
         /// For each output pixel, the offsets of its terms in a sample's products, in the order of the taps.
-        terms: Vec<Vec<u32>>,
+        terms: Lists,
     },
 }
 
@@ -244,14 +245,7 @@ impl Gather {
     }
 
     /// Second half of the tap-by-tap strategy, sample by sample.
-    fn sum_taps(
-        &self,
-        terms: &[Vec<u32>],
-        products: &[f32],
-        bias: Option<&[f32]>,
-        after: After<'_>,
-        output: &mut [f32],
-    ) {
+    fn sum_taps(&self, terms: &Lists, products: &[f32], bias: Option<&[f32]>, after: After<'_>, output: &mut [f32]) {
         let products_len = self.input_pixels * self.taps * self.channels_out;
         let output_len = self.output_pixels * self.channels_out;
         let samples = products.chunks_exact(products_len).zip(output.chunks_exact_mut(output_len));
@@ -359,8 +353,7 @@ fn tap_by_tap_strategy(sources: &[Vec<(usize, usize)>], taps: usize, sizes: &Siz
     let places: Vec<(usize, usize)> = (0..sizes.input_pixels).map(|pixel| (pixel, pixel)).collect();
     let run = Run { a: 0, b: 0, depth: index(sizes.channels_in) };
     let products = Sizes { output_pixels: sizes.input_pixels, ..*sizes };
-    let terms = sources
-        .iter()
-        .map(|taps| taps.iter().map(|&(tap, pixel)| index(pixel * columns + tap * sizes.channels_out)).collect());
+    let terms =
+        sources.iter().map(|taps| taps.iter().map(|&(tap, pixel)| index(pixel * columns + tap * sizes.channels_out)));
     Strategy::TapByTap { group: group(&places, vec![run], columns, &products), terms: terms.collect() }
 }
