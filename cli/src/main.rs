@@ -9,6 +9,7 @@ mod data_command;
 mod data_source;
 mod exit;
 mod fetch;
+mod health;
 mod infer;
 mod local;
 mod model_command;
@@ -18,6 +19,7 @@ mod resume;
 mod roles;
 mod run_args;
 mod serve_args;
+mod signals;
 mod train;
 
 use std::io::IsTerminal;
@@ -39,7 +41,7 @@ enum Command {
     /// Train on this machine: in this process, or with --workers N as a coordinator and N worker processes
     Train(train::TrainArgs),
     /// Run a coordinator, which workers on this or other machines join
-    Coordinator(roles::CoordinatorArgs),
+    Coordinator(Box<roles::CoordinatorArgs>),
     /// Join a coordinator and compute for it
     Worker(roles::WorkerArgs),
     /// Follow a run from another terminal or machine
@@ -50,6 +52,8 @@ enum Command {
     Drain(control::DrainArgs),
     /// Make certificates and tokens for a cluster
     Certs(certs::CertsArgs),
+    /// Ask a coordinator whether it serves, for health checks
+    Health(health::HealthArgs),
     /// Measure a finished model's loss
     Eval(infer::EvalArgs),
     /// Write the codes of a data set
@@ -75,14 +79,18 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
+    if let Err(error) = signals::end_process_one() {
+        return exit::report(&error);
+    }
     let result = match cli.command {
         Command::Train(args) => train::run(args),
-        Command::Coordinator(args) => roles::coordinator(args),
+        Command::Coordinator(args) => roles::coordinator(&args),
         Command::Worker(args) => roles::worker(args),
         Command::Monitor(args) => monitor::run(args),
         Command::Stop(args) => control::stop(args),
         Command::Drain(args) => control::drain(args),
         Command::Certs(args) => certs::run(args),
+        Command::Health(args) => health::run(&args),
         Command::Eval(args) => infer::eval(args),
         Command::Encode(args) => infer::encode(args),
         Command::Reconstruct(args) => infer::reconstruct(args),

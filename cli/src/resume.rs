@@ -13,6 +13,7 @@ use lockstep_common::kernel::Isa;
 use lockstep_common::ledger::Header;
 use lockstep_common::protocol::parameters_digest;
 use lockstep_coordinator::Origin;
+use lockstep_coordinator::checkpoint::CHECKPOINTS;
 use lockstep_coordinator::outputs::CONFIG_FILE;
 use lockstep_coordinator::resume;
 
@@ -30,6 +31,11 @@ pub(crate) struct Begun {
 }
 
 impl Begun {
+    /// Whether there is a run in this directory, be it one that has not come far.
+    pub(crate) fn is_in(directory: &Path) -> bool {
+        directory.join(CONFIG_FILE).exists() || directory.join(CHECKPOINTS).exists()
+    }
+
     /// Looks at a run's directory. Changes nothing.
     pub(crate) fn open(directory: &Path) -> anyhow::Result<Self> {
         let path = directory.join(CONFIG_FILE);

@@ -1,23 +1,28 @@
 //! The parts of a cluster, each as a command of its own: coordinator and worker.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 use lockstep_common::kernel::Isa;
-use lockstep_coordinator::grpc;
+use lockstep_coordinator::monitor::Hub;
 use lockstep_coordinator::outputs::{self, MODEL_FILE};
 use lockstep_coordinator::round::Outcome;
+use lockstep_coordinator::{RunResult, grpc, metrics};
 use lockstep_worker::client::{self, WorkerError, WorkerOptions};
 use lockstep_worker::session::Compute;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::connect::{ConnectArgs, JOIN_TOKEN};
 use crate::exit::usage;
 use crate::progress::{self, Form};
-use crate::run_args::{ComputeArgs, RunArgs};
+use crate::run_args::{ComputeArgs, Prepared, RunArgs};
 use crate::serve_args::ServeArgs;
+use crate::signals::interrupted;
 
 /// How long this process waits for others to notice that the run has ended.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -29,6 +34,12 @@ pub(crate) struct CoordinatorArgs {
     run: RunArgs,
     #[command(flatten)]
     serve: ServeArgs,
+    /// Serve /metrics for Prometheus, and /healthz and /readyz, over HTTP; without encryption, and nothing in it is secret
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics_listen: Option<SocketAddr>,
+    /// When all rounds are done, go on serving monitors, metrics and health checks until asked to end
+    #[arg(long)]
+    stay: bool,
     /// Instruction set of the optimizer; the result is the same
     #[arg(long, value_name = "SET", default_value = "auto", value_parser = Isa::parse)]
     simd: Isa,
@@ -59,6 +70,9 @@ pub(crate) struct WorkerArgs {
     /// End with the process of this number, which has started this one
     #[arg(long, value_name = "PID", hide = true)]
     parent: Option<u32>,
+    /// When a run has ended, wait for the next one at the same address
+    #[arg(long)]
+    stay: bool,
     /// Have tensors travel over gRPC, also from and to a coordinator on this host; the result is the same
     #[arg(long)]
     no_shared_memory: bool,
@@ -73,37 +87,44 @@ pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     builder.worker_threads(2).thread_name("io").enable_all().build().context("cannot start the async runtime")
 }
 
-/// Waits until the user or the system asks this process to end.
-pub(crate) async fn interrupted() -> String {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => return "interrupted".to_owned(),
-                _ = terminate.recv() => return "asked to terminate".to_owned(),
-            }
-        }
-    }
-    let _ = tokio::signal::ctrl_c().await;
-    "interrupted".to_owned()
-}
-
 /// Waits for something that should happen at once; not for ever.
 pub(crate) async fn wait_briefly(what: impl Future) {
     let _ = tokio::time::timeout(FAREWELL, what).await;
 }
 
+fn bind(runtime: &tokio::runtime::Runtime, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = runtime.block_on(TcpListener::bind(address));
+    listener.with_context(|| format!("cannot listen on {address}")).map_err(usage)
+}
+
+/// Serves the metrics until the value that this returns is dropped.
+fn serve_metrics(listener: TcpListener, hub: Arc<Hub>) -> anyhow::Result<JoinSet<()>> {
+    let address = listener.local_addr().context("cannot tell the port")?;
+    eprintln!("metrics are at http://{address}/metrics");
+    let mut server = JoinSet::new();
+    server.spawn(metrics::http::serve(listener, hub));
+    Ok(server)
+}
+
+/// Writes the results of a run that has ended, and says where they are.
+fn leave_results(prepared: &Prepared, result: &RunResult, form: Form) -> anyhow::Result<()> {
+    let summary = outputs::write(&prepared.directory, &prepared.spec, result)?;
+    if form == Form::Json {
+        println!("{}", serde_json::to_string(&summary)?);
+    } else {
+        println!("parameters  sha256 {}", summary.params_sha256);
+        println!("model       {}", prepared.directory.join(MODEL_FILE).display());
+    }
+    Ok(())
+}
+
 /// Runs `lockstep coordinator`.
-pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
+pub(crate) fn coordinator(args: &CoordinatorArgs) -> anyhow::Result<()> {
     let credentials = args.serve.credentials()?;
     let (prepared, origin) = args.run.prepare(args.simd)?;
     let runtime = runtime()?;
-    let listen = args.serve.listen;
-    let listener = runtime
-        .block_on(TcpListener::bind(listen))
-        .with_context(|| format!("cannot listen on {listen}"))
-        .map_err(usage)?;
+    let listener = bind(&runtime, args.serve.listen)?;
+    let metrics_listener = args.metrics_listen.map(|address| bind(&runtime, address)).transpose()?;
     let address = listener.local_addr().context("cannot tell the port")?;
     let form = Form::choose(args.json);
     let result = runtime.block_on(async {
@@ -111,20 +132,19 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
         // Also beside JSON: with port 0, nothing else tells the address.
         let (name, scheme) = (&prepared.spec.name, args.serve.scheme());
         eprintln!("run {name:?} waits for workers: lockstep worker --coordinator {scheme}://{address}");
+        let _metrics = metrics_listener.map(|listener| serve_metrics(listener, coordinator.hub())).transpose()?;
         let shown = tokio::spawn(progress::follow(coordinator.hub(), form));
         let server = grpc::serve(listener, prepared.served(&coordinator), credentials);
         let result = coordinator.run(interrupted()).await;
-        wait_briefly(server.shut_down()).await;
         shown.await.context("the progress display failed")?;
+        leave_results(&prepared, &result, form)?;
+        if args.stay && result.outcome == Outcome::Completed {
+            eprintln!("still serving monitors; SIGTERM or Ctrl-C ends this");
+            interrupted().await;
+        }
+        wait_briefly(server.shut_down()).await;
         anyhow::Ok(result)
     })?;
-    let summary = outputs::write(&prepared.directory, &prepared.spec, &result)?;
-    if form == Form::Json {
-        println!("{}", serde_json::to_string(&summary)?);
-    } else {
-        println!("parameters  sha256 {}", summary.params_sha256);
-        println!("model       {}", prepared.directory.join(MODEL_FILE).display());
-    }
     match &result.outcome {
         Outcome::Completed => Ok(()),
         Outcome::Stopped(reason) => {
@@ -151,6 +171,7 @@ pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<()> {
         patience: Duration::from_secs(args.patience),
         drain_patience: Duration::from_secs(args.drain_patience),
         shared_memory: !args.no_shared_memory,
+        stay: args.stay,
     };
     let quiet = args.quiet;
     let say = move |text: &str| {

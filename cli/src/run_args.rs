@@ -50,6 +50,10 @@ pub(crate) struct RunArgs {
     /// deadlines and checkpoints may change, nothing else may
     #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "config"])]
     resume: Option<PathBuf>,
+    /// Go on with the run in --out if there is one, and begin it there otherwise: for whoever starts this program again
+    /// and again with the same options, such as a container's restart policy
+    #[arg(long, requires = "out", conflicts_with = "resume")]
+    auto_resume: bool,
     /// Key of everything random
     #[arg(long)]
     seed: Option<u64>,
@@ -96,12 +100,18 @@ pub(crate) struct Prepared {
     pub(crate) validation: Option<Arc<Dataset>>,
     pub(crate) directory: PathBuf,
     config: RunConfig,
+    /// Whether somebody starts this program again after it was stopped.
+    auto_resume: bool,
 }
 
 impl RunArgs {
     /// Reads and checks everything. Nothing is written yet. `isa` is what the optimizer computes on.
     pub(crate) fn prepare(&self, isa: Isa) -> anyhow::Result<(Prepared, Origin)> {
-        let begun = self.resume.as_deref().map(Begun::open).transpose()?;
+        let begun = match (&self.resume, &self.out) {
+            (Some(directory), _) => Some(Begun::open(directory)?),
+            (None, Some(directory)) if self.auto_resume && Begun::is_in(directory) => Some(Begun::open(directory)?),
+            (None, _) => None,
+        };
         let mut config = self.config(begun.as_ref())?;
         let model = config.model_spec(|path| fs::read_to_string(path)).map_err(usage)?;
         if config.name.is_none() {
@@ -138,17 +148,19 @@ impl RunArgs {
                 begun.origin(&now)?
             }
         };
-        Ok((Prepared { spec, data, training, validation, directory, config }, origin))
+        let auto_resume = self.auto_resume;
+        Ok((Prepared { spec, data, training, validation, directory, config, auto_resume }, origin))
     }
 
     fn config(&self, begun: Option<&Begun>) -> anyhow::Result<RunConfig> {
         let (origin, text) = match (begun, &self.config) {
-            (Some(begun), _) => (CONFIG_FILE.to_owned(), begun.text.clone()),
-            (None, Some(path)) => {
+            // With --auto-resume, the options describe the whole run, each time.
+            (Some(begun), _) if !self.auto_resume => (CONFIG_FILE.to_owned(), begun.text.clone()),
+            (_, Some(path)) => {
                 let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
                 (path.display().to_string(), text.map_err(usage)?)
             }
-            (None, None) => ("the command line".to_owned(), String::new()),
+            (_, None) => ("the command line".to_owned(), String::new()),
         };
         let mut config = RunConfig::parse(&origin, &text, &self.set).map_err(usage)?;
         self.override_config(&mut config)?;
@@ -221,6 +233,7 @@ impl Prepared {
             config: config.clone(),
             isa,
             remote_workers,
+            comes_back: self.auto_resume,
         })?;
         if !fresh {
             // Only now is it certain that no other process goes on with this run.

@@ -22,7 +22,7 @@ use crate::infer::reconstruct::{DEFAULT_COUNT, draw};
 use crate::infer::{Part, Samples};
 use crate::progress::{self, Form};
 use crate::run_args::{ComputeArgs, Prepared, RunArgs};
-use crate::{local, roles};
+use crate::{local, roles, signals};
 
 /// Name of the picture of originals over reconstructions in a run's directory.
 const PICTURE_FILE: &str = "reconstructions.png";
@@ -108,7 +108,7 @@ async fn train(
             };
             let shutdown = async {
                 tokio::select! {
-                    reason = roles::interrupted() => reason,
+                    reason = signals::interrupted() => reason,
                     reason = failed => reason,
                 }
             };
@@ -123,7 +123,7 @@ async fn train(
             let mut children = local::spawn_workers(workers, &url, &token, compute)?;
             let shutdown = async {
                 tokio::select! {
-                    reason = roles::interrupted() => reason,
+                    reason = signals::interrupted() => reason,
                     reason = local::all_ended(&mut children) => reason,
                 }
             };

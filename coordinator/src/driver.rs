@@ -117,7 +117,12 @@ impl Driver {
                     }
                     self.show_troubles().await;
                 }
-                Some(settled) = self.settled.recv() => self.step(settled).await,
+                Some(settled) = self.settled.recv() => {
+                    if matches!(settled, Event::Saved(_)) {
+                        self.hub.checkpoint_written();
+                    }
+                    self.step(settled).await;
+                }
                 Some(report) = reports.recv() => self.aggregated(report).await,
                 Some(message) = inbound.recv() => self.received(message).await,
             }
@@ -381,10 +386,12 @@ impl Driver {
             silent_for: now.saturating_sub(member.last_seen),
         });
         self.hub.show_workers(workers.collect());
+        self.hub.count_workers(self.machine.workers_seen_and_lost());
     }
 
     fn finish(self, outcome: Outcome) -> RunResult {
         let (workers_seen, workers_lost) = self.machine.workers_seen_and_lost();
+        self.hub.count_workers((workers_seen, workers_lost));
         let training_time = self.training_time();
         // The writer ends when the aggregator does, and needs the journal until then.
         drop(self.aggregator);

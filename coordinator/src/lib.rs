@@ -12,6 +12,7 @@ mod held;
 pub mod journal;
 pub mod link;
 mod log_file;
+pub mod metrics;
 pub mod monitor;
 pub mod outputs;
 pub mod resume;

@@ -5,11 +5,14 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use lockstep_common::checkpoint::{Shown, Standing};
 use lockstep_common::config::RunSpec;
 use lockstep_common::progress::{Event, RunState, RunStatus, TimedEvent, WorkerStatus};
 use tokio::sync::watch;
+
+use crate::metrics::totals::Totals;
 
 /// Events kept in memory, about 200 bytes each; older ones are read from the event log.
 const KEPT_EVENTS: usize = 1 << 14;
@@ -35,6 +38,9 @@ struct State {
     recent: VecDeque<(u32, f64)>,
     /// What is wrong at present: about what, and the message.
     troubles: Vec<(String, String)>,
+    totals: Totals,
+    /// When the driver last gave a sign of life.
+    driver_seen: Instant,
 }
 
 impl Hub {
@@ -67,6 +73,8 @@ impl Hub {
             events: VecDeque::new(),
             recent: VecDeque::new(),
             troubles: Vec::new(),
+            totals: Totals::default(),
+            driver_seen: Instant::now(),
         };
         Self { state: Mutex::new(state), published: watch::Sender::new(0), event_log }
     }
@@ -79,6 +87,16 @@ impl Hub {
     /// The members at a glance.
     pub fn workers(&self) -> Vec<WorkerStatus> {
         self.lock().workers.clone()
+    }
+
+    /// What has added up since the coordinator was started.
+    pub fn totals(&self) -> Totals {
+        self.lock().totals.clone()
+    }
+
+    /// Time since the driver last gave a sign of life. When the run has ended it gives none any more.
+    pub fn driver_silent_for(&self) -> Duration {
+        self.lock().driver_seen.elapsed()
     }
 
     /// Wakes whenever the number of events changes.
@@ -141,11 +159,23 @@ impl Hub {
         state.status.problems = state.troubles.iter().map(|(_, message)| message.clone()).collect();
     }
 
-    /// Replaces the list of members.
+    /// Replaces the list of members. The driver does so every few milliseconds: it is its sign of life, too.
     pub fn show_workers(&self, workers: Vec<WorkerStatus>) {
         let mut state = self.lock();
+        state.driver_seen = Instant::now();
         state.status.workers = workers.len() as u32;
         state.workers = workers;
+    }
+
+    /// Shows how many workers were ever admitted, and how many were lost without having drained.
+    pub fn count_workers(&self, (joined, lost): (u32, u32)) {
+        let mut state = self.lock();
+        (state.totals.workers_joined, state.totals.workers_lost) = (joined, lost);
+    }
+
+    /// Shows that another checkpoint is on the disk.
+    pub fn checkpoint_written(&self) {
+        self.lock().totals.checkpoint_written(SystemTime::now());
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -167,6 +197,7 @@ pub enum Replay {
 
 impl State {
     fn note(&mut self, event: &Event) {
+        self.totals.note(event);
         let status = &mut self.status;
         match event {
             Event::Round(round) => {

@@ -49,6 +49,8 @@ pub struct CoordinatorConfig {
     pub isa: Isa,
     /// Whether workers in other processes may join.
     pub remote_workers: bool,
+    /// Whether this coordinator, when it is stopped, will be started again: then it does not send its workers home.
+    pub comes_back: bool,
 }
 
 /// Versions that may lie in shared memory: the current one, the one being made, the one that workers keep besides, one
@@ -194,7 +196,7 @@ impl Coordinator {
     /// # Errors
     /// [`StartError`] when a file or a thread cannot be made.
     pub fn start(config: CoordinatorConfig) -> Result<Self, StartError> {
-        let CoordinatorConfig { spec, data, origin, directory, config, isa, remote_workers } = config;
+        let CoordinatorConfig { spec, data, origin, directory, config, isa, remote_workers, comes_back } = config;
         let fingerprint = fingerprint(isa);
         let machine_config =
             MachineConfig { spec: spec.clone(), version: env!("CARGO_PKG_VERSION").to_owned(), fingerprint };
@@ -204,6 +206,7 @@ impl Coordinator {
         let directory_error = |cause| StartError::Directory { directory: directory.clone(), cause };
         let Begun { journal, machine, tensors, restarts, trained_before, newest } =
             at_start.begin(origin, machine_config).map_err(directory_error)?;
+        let machine = if comes_back { machine.coming_back() } else { machine };
         let keep = spec.checkpoint.keep as usize;
         // As many as there are checkpoints.
         let (settle, settled) = mpsc::unbounded_channel();

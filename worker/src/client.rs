@@ -45,6 +45,8 @@ pub struct WorkerOptions {
     pub drain_patience: Duration,
     /// Whether it exchanges tensors through shared memory if the coordinator offers some that it can see.
     pub shared_memory: bool,
+    /// Whether it waits for the next run when one has ended.
+    pub stay: bool,
 }
 
 /// Why a worker ends without the run having ended.
@@ -118,11 +120,21 @@ pub async fn run(
     let mut searching_since = Instant::now();
     let mut pause = FIRST_PAUSE;
     let mut was_member = false;
+    let mut waits_for_next = false;
     loop {
         let tried_at = Instant::now();
         let attempt = take_part(&access, &request, &options, drain.clone(), say).await?;
         let last = match attempt {
-            Attempt::Over(SessionEnd::Finished(reason)) => return Ok(reason),
+            Attempt::Over(SessionEnd::Finished(reason)) if !options.stay || *drain.borrow() => return Ok(reason),
+            Attempt::Over(SessionEnd::Finished(reason)) => {
+                // A coordinator that stays, too, says the same again and again.
+                if !waits_for_next {
+                    say(&format!("{reason}; waiting for the next run"));
+                }
+                (was_member, waits_for_next) = (true, true);
+                (searching_since, pause) = (Instant::now(), LONGEST_PAUSE);
+                reason
+            }
             Attempt::Over(SessionEnd::Kept(reason)) => {
                 return Err(WorkerError::Kept { url: options.coordinator.url, reason });
             }
@@ -137,7 +149,7 @@ pub async fn run(
                 reason
             }
             Attempt::Over(SessionEnd::Lost(reason)) => {
-                was_member = true;
+                (was_member, waits_for_next) = (true, false);
                 say(&format!("{reason}; looking for the coordinator"));
                 (searching_since, pause) = (Instant::now(), FIRST_PAUSE);
                 reason

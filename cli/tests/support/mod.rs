@@ -133,6 +133,13 @@ impl Place {
         self.coordinator_with(out, rounds, more, &[])
     }
 
+    /// The same, on this address and port.
+    pub(crate) fn coordinator_at(&self, listen: &str, out: &str, rounds: u32, more: &[&str]) -> (Running, String) {
+        let mut arguments = quick_arguments(out, rounds);
+        arguments.extend(more.iter().map(|&word| word.to_owned()));
+        self.listening_at(listen, &arguments, &[])
+    }
+
     /// Starts a coordinator with the same settings and `more` arguments and variables. Returns it when it listens, and
     /// its URL.
     pub(crate) fn coordinator_with(
@@ -154,7 +161,11 @@ impl Place {
     }
 
     fn listening(&self, arguments: &[String], variables: &[(&str, &str)]) -> (Running, String) {
-        let listen = ["coordinator", "--listen", "127.0.0.1:0"].map(str::to_owned);
+        self.listening_at("127.0.0.1:0", arguments, variables)
+    }
+
+    fn listening_at(&self, listen: &str, arguments: &[String], variables: &[(&str, &str)]) -> (Running, String) {
+        let listen = ["coordinator", "--listen", listen].map(str::to_owned);
         let mut coordinator = Running::start_with(self.path(), &[&listen[..], arguments].concat(), variables);
         let line = coordinator.wait_for_line("lockstep worker --coordinator ");
         let url = line.rsplit(' ').next().expect("an address at the end of the line").to_owned();

@@ -80,7 +80,7 @@ async fn run(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let controlling = transport::control_server(Controlling::new(inbox.clone()));
-    let workers = transport::worker_server(Workers::new(inbox, job, data, region));
+    let workers = transport::worker_server(Workers::new(inbox, job, data, hub.clone(), region));
     let monitoring = transport::monitor_server(Monitoring::new(hub));
     let (health, health_service) = tonic_health::server::health_reporter();
     set_serving(&health, &workers).await;

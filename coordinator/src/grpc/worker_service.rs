@@ -5,8 +5,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lockstep_common::placement::PlacedData;
-use lockstep_common::progress::Transport;
-use lockstep_common::protocol::{CHUNK_FLOATS, FromWorker, Job, MemberId, ToWorker};
+use lockstep_common::progress::{RunState, RunStatus, Transport};
+use lockstep_common::protocol::{self, CHUNK_FLOATS, FromWorker, Job, MemberId, ToWorker};
 use lockstep_common::shared_memory::Region;
 use lockstep_proto::convert::{Downward, ExchangeUp, SessionUp, ShardRequest, shard_messages};
 use lockstep_proto::limits::{INTRODUCTION_TIMEOUT, SESSION_QUEUE};
@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::accept::Peer;
 use super::sharing::{Down, GRADIENT_SLOTS, Sharing, responses};
 use crate::link::{Inbound, Inbox, Link, LinkError};
+use crate::monitor::Hub;
 
 /// Versions of the parameters that may wait for one worker. The chunks of a version are shared by all workers.
 const QUEUED_VERSIONS: usize = 3;
@@ -31,6 +32,7 @@ pub(super) struct Workers {
     inbox: Inbox,
     job: Job,
     data: Arc<PlacedData>,
+    hub: Arc<Hub>,
     parameters: usize,
     parameter_queue: usize,
     /// Where versions of the parameters lie, if workers on this host can read them there.
@@ -56,11 +58,26 @@ impl Members {
 }
 
 impl Workers {
-    pub(super) fn new(inbox: Inbox, job: Job, data: Arc<PlacedData>, region: Option<Arc<Region>>) -> Self {
+    pub(super) fn new(
+        inbox: Inbox,
+        job: Job,
+        data: Arc<PlacedData>,
+        hub: Arc<Hub>,
+        region: Option<Arc<Region>>,
+    ) -> Self {
         // A model that does not resolve would have stopped the coordinator.
         let parameters = job.model.resolve().map_or(0, |model| model.layout.parameters());
         let parameter_queue = QUEUED_VERSIONS * (parameters.div_ceil(CHUNK_FLOATS) + 1) + GRADIENT_SLOTS as usize;
-        Self { inbox, job, data, parameters, parameter_queue, region, members: Arc::default() }
+        Self { inbox, job, data, hub, parameters, parameter_queue, region, members: Arc::default() }
+    }
+
+    /// Why nobody takes joins any more: the run is complete, or the coordinator goes down and may come back.
+    fn gone(&self) -> status::Refusal {
+        let RunStatus { state, rounds, total_rounds, .. } = self.hub.status();
+        match state {
+            RunState::Finished { reason } if rounds >= total_rounds => protocol::Refusal::Finished { reason }.into(),
+            _ => status::Refusal::Shutdown,
+        }
     }
 
     /// Memory to share with a worker that connects from this host's own address.
@@ -120,8 +137,8 @@ impl WorkerService for Workers {
         let pending = Pending { waiting, queue: exchange.downgrade(), sharing: sharing.clone() };
         let link = Box::new(GrpcLink { session, exchange, sharing });
         let join = Inbound::Join { request, link, answer };
-        self.inbox.send(join).await.map_err(|_| status::Refusal::Shutdown)?;
-        let mut welcome = answered.await.map_err(|_| status::Refusal::Shutdown)?.map_err(status::Refusal::from)?;
+        self.inbox.send(join).await.map_err(|_| self.gone())?;
+        let mut welcome = answered.await.map_err(|_| self.gone())?.map_err(status::Refusal::from)?;
         let member = welcome.member;
         welcome.shared_memory = pending.sharing.as_ref().map(|sharing| Box::new(sharing.offer()));
         self.members.lock().insert(member, Some(pending));

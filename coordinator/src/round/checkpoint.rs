@@ -54,6 +54,13 @@ impl Machine {
         machine
     }
 
+    /// The machine of a coordinator that will be started again when it is stopped: stopped members are not told that
+    /// the run has ended, so that they look for the coordinator.
+    pub fn coming_back(mut self) -> Self {
+        self.comes_back = true;
+        self
+    }
+
     /// Where the machine stands: after the last completed round, whatever is under way.
     pub fn standing(&self) -> Standing {
         Standing {

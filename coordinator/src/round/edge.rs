@@ -235,8 +235,10 @@ impl Machine {
             Outcome::Completed => format!("all {} rounds are done", self.rounds),
             Outcome::Stopped(reason) | Outcome::Failed(reason) => reason.clone(),
         };
+        let for_good = !(self.comes_back && matches!(outcome, Outcome::Stopped(_)));
         for (member, _) in self.members.iter() {
-            effects.push(Effect::Send(member, ToMember::Finished(reason.clone())));
+            let finished = || Effect::Send(member, ToMember::Finished(reason.clone()));
+            effects.push(if for_good { finished() } else { Effect::Close(member) });
         }
         self.state = State::Finished;
         effects.push(Effect::Publish(Progressed::State { state: RunState::Finished { reason } }));

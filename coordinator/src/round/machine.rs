@@ -72,6 +72,8 @@ pub struct Machine {
     pub(super) last_checkpoint: LastCheckpoint,
     /// Set when the run is to end at the next edge.
     pub(super) stopping: Option<Stopping>,
+    /// See [`Machine::coming_back`].
+    pub(super) comes_back: bool,
 }
 
 /// Why the run is to end, and when it ends in any case.
@@ -109,6 +111,7 @@ impl Machine {
             suspect: None,
             last_checkpoint: LastCheckpoint::default(),
             stopping: None,
+            comes_back: false,
         }
     }
 
