@@ -93,7 +93,7 @@ fn every_call_has_its_own_request_and_response() {
             }
         }
     }
-    assert_eq!(seen.len(), 12);
+    assert_eq!(seen.len(), 16);
 }
 
 #[test]
