@@ -21,7 +21,7 @@ use crate::connect::{ConnectArgs, JOIN_TOKEN};
 use crate::exit::usage;
 use crate::progress::{self, Form};
 use crate::run_args::{ComputeArgs, Prepared, RunArgs};
-use crate::serve_args::ServeArgs;
+use crate::serve_args::{ServeArgs, make_room_for};
 use crate::signals::interrupted;
 
 /// How long this process waits for others to notice that the run has ended.
@@ -121,7 +121,8 @@ fn leave_results(prepared: &Prepared, result: &RunResult, form: Form) -> anyhow:
 /// Runs `lockstep coordinator`.
 pub(crate) fn coordinator(args: &CoordinatorArgs) -> anyhow::Result<()> {
     let credentials = args.serve.credentials()?;
-    let (prepared, origin) = args.run.prepare(args.simd)?;
+    let (mut prepared, origin) = args.run.prepare(args.simd)?;
+    prepared.spec.max_connections = make_room_for(prepared.spec.max_connections);
     let runtime = runtime()?;
     let listener = bind(&runtime, args.serve.listen)?;
     let metrics_listener = args.metrics_listen.map(|address| bind(&runtime, address)).transpose()?;

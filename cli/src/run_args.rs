@@ -268,6 +268,8 @@ impl Prepared {
             data: self.data.clone(),
             hub: coordinator.hub(),
             region: coordinator.region(),
+            max_connections: self.spec.max_connections as usize,
+            max_connections_per_address: self.spec.max_connections_per_address as usize,
         }
     }
 }

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 use lockstep_coordinator::grpc::{CredentialSources, Credentials, TlsFiles, TokenSource, TokenSources};
 
+use tracing::warn;
+
 use crate::connect::{CONTROL_TOKEN, JOIN_TOKEN, WATCH_TOKEN, token_in_environment};
 use crate::exit::usage;
 
@@ -75,6 +77,43 @@ fn source(file: Option<&PathBuf>, variable: &str) -> anyhow::Result<Option<Token
         Some(path) => Ok(Some(TokenSource::File(path.clone()))),
         None => Ok(token_in_environment(variable)?.map(TokenSource::Fixed)),
     }
+}
+
+/// File descriptors of a coordinator beside those that come with connections: files of the run, listeners, the runtime.
+const OTHER_DESCRIPTORS: u64 = 128;
+
+/// Raises the limit on open files for so many connections; each pair of them may come with memory shared with a worker.
+/// Returns how many connections there can be: otherwise checkpoints could not be written when many come.
+pub(crate) fn make_room_for(connections: u32) -> u32 {
+    let wanted = OTHER_DESCRIPTORS + u64::from(connections) * 3 / 2;
+    let granted = raise_descriptor_limit(wanted);
+    if granted >= wanted {
+        return connections;
+    }
+    let possible = (granted.saturating_sub(OTHER_DESCRIPTORS) * 2 / 3).max(1) as u32;
+    warn!(
+        "the system lets this process open {granted} files, and cluster.max_connections = {connections} may need {wanted}: {possible} connections are taken; raise the limit (ulimit -n)"
+    );
+    possible
+}
+
+/// Raises the limit as far as it is needed and may be. Returns what it is.
+#[cfg(unix)]
+fn raise_descriptor_limit(wanted: u64) -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // No value means no limit.
+    let now = getrlimit(Resource::Nofile);
+    let Some(current) = now.current.filter(|&current| current < wanted) else { return u64::MAX };
+    let raised = now.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: now.maximum }) {
+        Ok(()) => raised,
+        Err(_) => current,
+    }
+}
+
+#[cfg(not(unix))]
+fn raise_descriptor_limit(_: u64) -> u64 {
+    u64::MAX
 }
 
 /// What a coordinator has not got.

@@ -298,6 +298,9 @@ impl RunConfig {
             lease_timeout: Duration::from_millis(cluster.lease_timeout_ms),
             shared_memory: cluster.shared_memory,
             work_timeout: Duration::from_millis(cluster.work_timeout_ms),
+            max_workers: cluster.max_workers,
+            max_connections: cluster.max_connections,
+            max_connections_per_address: cluster.max_connections_per_address,
             checkpoint: self.checkpoint,
             spot_check: cluster.spot_check,
             non_finite: self.non_finite,
@@ -388,6 +391,12 @@ pub struct RunSpec {
     pub shared_memory: bool,
     /// A worker that has work and delivered nothing for so long is evicted.
     pub work_timeout: Duration,
+    /// Members that the run can have at a time.
+    pub max_workers: u32,
+    /// Connections that its coordinator takes at a time.
+    pub max_connections: u32,
+    /// How many of them may come from one address.
+    pub max_connections_per_address: u32,
     /// When checkpoints are written.
     pub checkpoint: CheckpointConfig,
     /// About one leaf in so many is computed twice and compared; 0 for none.
@@ -476,6 +485,8 @@ mod tests {
         check(&["non_finite.rate_factor=1"], "non_finite.rate_factor is 1; it must be above 0 and below 1");
         check(&["non_finite.max_in_a_row=0"], "non_finite.max_in_a_row is 0");
         check(&["non_finite.action=ignore"], "unknown variant `ignore`");
+        check(&["cluster.max_workers=2", "cluster.start_workers=3"], "max_workers is 2, but the run waits for 3");
+        check(&["cluster.max_connections=0"], "max_connections is 0");
         check(&["checkpoint.keep=0"], "checkpoint.keep is 0; it must be at least 1");
         check(&["epochs"], "expected KEY=VALUE");
         check(&["seed.x=1"], "seed");

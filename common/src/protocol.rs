@@ -392,7 +392,7 @@ pub enum FromWorker {
     },
 }
 
-/// Why a worker is not admitted. None of these gets better by trying again.
+/// Why a worker is not admitted. Only a full run gets better by trying again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Coordinator and worker are different builds.
@@ -418,6 +418,12 @@ pub enum Refusal {
     Barred {
         /// What it computed, and what would have been right.
         reason: String,
+    },
+    /// There is no room for it now.
+    #[error("the run has {members} workers already, as many as it can have (cluster.max_workers); try again later")]
+    Full {
+        /// How many there are.
+        members: u32,
     },
     /// There is nothing left to do.
     #[error("the run has ended: {reason}")]

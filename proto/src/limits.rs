@@ -84,6 +84,62 @@ pub const MAX_SAMPLE_ELEMENTS: usize = 1 << 28;
 /// is: a worker does both at once. Probes of health make no such call; their connections last no longer.
 pub const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A connection that has introduced itself, but has no call open for so long, is closed. Workers always have one open;
+/// other clients connect anew by themselves.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Connections that have not introduced themselves yet, all together...
+pub const MAX_STRANGERS: usize = 512;
+
+/// ...and from one address. 64 workers with two connections each can start at once on one machine; more come a moment
+/// later. So whoever does not belong here takes no place from those who do, and at most 128 of these.
+pub const MAX_STRANGERS_PER_ADDRESS: usize = 128;
+
+/// New connections from one address: at once, and in each second. 64 workers that come anew twice a second are 256
+/// connections a second.
+pub const CONNECTIONS_PER_ADDRESS: Rate = Rate { burst: 512, per_second: 256 };
+
+/// New connections from all addresses together: a TLS handshake costs a core some 0.5 ms, so that these take half a core.
+pub const CONNECTIONS: Rate = Rate { burst: 2048, per_second: 1024 };
+
+/// Joins from one address: at once, and in each second. A worker that is put out again and again pauses for up to 2 s.
+pub const JOINS_PER_ADDRESS: Rate = Rate { burst: 128, per_second: 32 };
+
+/// Joins from all addresses together: each is an event in the log and two messages to the driver.
+pub const JOINS: Rate = Rate { burst: 1024, per_second: 128 };
+
+/// How often something may happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// So often at once, after a pause.
+    pub burst: u32,
+    /// So often a second in the long run.
+    pub per_second: u32,
+}
+
+/// Streams of events at a time: each waits with up to [`WATCH_QUEUE`] events of less than 1 KiB, and some read the log.
+pub const MAX_WATCHERS: usize = 64;
+
+/// A watcher or a fetch of a shard that takes nothing for so long is given up.
+pub const SLOW_PEER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Shards that one member may fetch at a time, each packed in memory: a worker fetches one after the other, and the end
+/// of one may be noticed after the beginning of the next.
+pub const MAX_FETCHES_PER_MEMBER: usize = 2;
+
+/// Pieces of a shard that wait for the member that fetches it, 1 MiB each.
+pub const FETCH_QUEUE: usize = 2;
+
+/// A request of the health service: a service's name.
+pub const MAX_HEALTH_MESSAGE_BYTES: usize = 4 * 1024;
+
+/// Streams that a peer has opened and reset while they waited to be taken (a rapid reset): h2's own limit,
+/// named here so that it does not change unseen. One more ends the connection.
+pub const MAX_PENDING_RESET_STREAMS: usize = 20;
+
+/// Streams that were reset for what the peer did wrong in them. One more ends the connection.
+pub const MAX_FAULTY_STREAMS: usize = 64;
+
 /// How often a coordinator looks whether the files of its certificates and tokens have changed: they have a few
 /// kilobytes.
 pub const RELOAD_INTERVAL: Duration = Duration::from_secs(2);

@@ -73,6 +73,7 @@ impl Refusal {
                 | protocol::Refusal::Barred { .. }
                 | protocol::Refusal::Finished { .. },
             ) => Code::FailedPrecondition,
+            Self::NotAdmitted(protocol::Refusal::Full { .. }) => Code::ResourceExhausted,
             Self::NotAMember { .. } => Code::Aborted,
             Self::NoSuchShard { .. } | Self::Malformed { .. } => Code::InvalidArgument,
             Self::Corrupted { .. } => Code::DataLoss,
@@ -188,6 +189,7 @@ impl TryFrom<v1::Refusal> for Refusal {
             Reason::RunFinished(finished) => {
                 protocol::Refusal::Finished { reason: text(finished.reason).at(M, "run_finished.reason")? }.into()
             }
+            Reason::RunFull(v1::RunFull { members }) => protocol::Refusal::Full { members }.into(),
             Reason::NotAMember(stranger) => {
                 Self::NotAMember { member: required(M, "not_a_member.member", stranger.member)? }
             }
@@ -218,6 +220,7 @@ fn not_admitted(refusal: protocol::Refusal) -> Reason {
         protocol::Refusal::Barred { reason } => {
             Reason::Barred(v1::Barred { reason: clip(reason, MAX_REFUSAL_TEXT_BYTES) })
         }
+        protocol::Refusal::Full { members } => Reason::RunFull(v1::RunFull { members }),
         protocol::Refusal::Finished { reason } => {
             Reason::RunFinished(v1::RunFinished { reason: clip(reason, MAX_REFUSAL_TEXT_BYTES) })
         }

@@ -6,8 +6,9 @@ use tonic::codegen::{Body as HttpBody, Bytes, StdError};
 use tonic::transport::{Endpoint, Server};
 
 use crate::limits::{
-    CONNECT_TIMEOUT, CONNECTION_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_FRAME_BYTES, MAX_HEADER_BYTES,
-    MAX_MESSAGE_BYTES, MAX_MONITOR_MESSAGE_BYTES, MAX_STREAMS_PER_CONNECTION, STREAM_WINDOW_BYTES,
+    CONNECT_TIMEOUT, CONNECTION_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_FAULTY_STREAMS,
+    MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_MESSAGE_BYTES, MAX_MONITOR_MESSAGE_BYTES, MAX_PENDING_RESET_STREAMS,
+    MAX_STREAMS_PER_CONNECTION, STREAM_WINDOW_BYTES,
 };
 use crate::v1::control_service_client::ControlServiceClient;
 use crate::v1::control_service_server::{ControlService, ControlServiceServer};
@@ -23,6 +24,8 @@ pub fn server() -> Server {
         .max_frame_size(MAX_FRAME_BYTES)
         .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
         .http2_max_header_list_size(MAX_HEADER_BYTES)
+        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESET_STREAMS))
+        .http2_max_local_error_reset_streams(Some(MAX_FAULTY_STREAMS))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))

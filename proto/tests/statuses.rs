@@ -29,6 +29,7 @@ fn refusals() -> Vec<(Refusal, Code, Verdict, &'static str)> {
             Never,
             "has ended: 10 epochs",
         ),
+        (NotAdmitted::Full { members: 512 }.into(), Code::ResourceExhausted, RetryLater, "has 512 workers already"),
         (Refusal::NotAMember { member: MemberId { worker: 3, incarnation: 2 } }, Aborted, JoinAgain, "w3#2 is not"),
         (
             Refusal::NoSuchShard { shard: ShardRef { split: Split::Training, shard: 9 }, shards: 8 },

@@ -10,20 +10,19 @@ use std::time::{Duration, Instant};
 use lockstep_common::hash::Digest;
 use lockstep_common::kernel::{AlignedFloats, Isa};
 use lockstep_common::model::{Layout, LayoutHash, ModelError};
-use lockstep_common::nn::{Buffers, Inspection, LeafSource, Network, NodeSum, NotFinite, Weights, evaluate, subtree};
+use lockstep_common::nn::{Buffers, LeafSource, Network, NodeSum, Weights, evaluate, subtree};
 use lockstep_common::placement::ShardSamples;
 use lockstep_common::protocol::{
-    Assignment, Bytes, CHUNK_FLOATS, Finding, Handing, Job, LeafTask, MAX_NAMED_SAMPLES, NodeReport, ShardRef, Work,
-    chunks,
+    Assignment, Bytes, CHUNK_FLOATS, Handing, Job, LeafTask, NodeReport, ShardRef, Work, chunks,
 };
 use lockstep_common::reduce::NodeId;
-use lockstep_common::shard::samples_digest;
 use lockstep_common::shared_memory::{FloatBuffer, Region};
 use lockstep_proto::chunk::copy_into;
 use rayon::prelude::*;
 use tokio::sync::mpsc;
 
 use crate::shard_cache::ShardCache;
+use crate::source::{LeafSamples, Source};
 
 /// Versions of the parameters that are kept: the current one, from which lost leaves may have to be computed again, and
 /// the one being made.
@@ -383,79 +382,6 @@ fn comparable_digest(gradient: &[f32]) -> Digest {
 fn compute_pool(threads: usize) -> Result<rayon::ThreadPool, rayon::ThreadPoolBuildError> {
     let builder = || rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("compute-{i}"));
     builder().use_current_thread().build().or_else(|_| builder().build())
-}
-
-/// One leaf's samples.
-struct LeafSamples {
-    samples: Arc<ShardSamples>,
-    /// The shard's places in the order of the epoch.
-    order: Arc<Vec<u32>>,
-    /// Which of them the leaf takes.
-    places: std::ops::Range<u32>,
-}
-
-impl LeafSamples {
-    fn place(&self, i: usize) -> u32 {
-        self.order[self.places.start as usize + i]
-    }
-
-    fn digest(&self) -> lockstep_common::hash::Digest {
-        samples_digest((0..self.places.len()).map(|i| self.samples.id(self.place(i))))
-    }
-}
-
-struct Source {
-    leaves: BTreeMap<u32, LeafSamples>,
-    /// Leaves that are not simply summed.
-    handings: BTreeMap<u32, Handing>,
-    work: Work,
-    newest: NewestWork,
-}
-
-impl Source {
-    fn handing(&self, node: NodeId) -> Option<Handing> {
-        self.handings.get(&node.index).copied().filter(|_| node.level == 0)
-    }
-
-    fn asks_for_digest(&self, node: NodeId) -> bool {
-        self.handing(node).is_some()
-    }
-
-    fn compares(&self, node: NodeId) -> bool {
-        self.handing(node) == Some(Handing::Compared)
-    }
-
-    /// The first leaf of a node that is not finite.
-    fn inspect(
-        &self,
-        network: &Network,
-        weights: Weights<'_>,
-        layout: &Layout,
-        node: NodeId,
-        buffers: &Buffers,
-    ) -> Option<Finding> {
-        let inspection = Inspection { network, weights, layout, source: self, max_samples: MAX_NAMED_SAMPLES };
-        let NotFinite { leaf, samples, loss, tensors } = inspection.first_not_finite(node, buffers)?;
-        let of_leaf = &self.leaves[&leaf];
-        let samples = samples.into_iter().map(|i| of_leaf.samples.id(of_leaf.place(i as usize))).collect();
-        Some(Finding { leaf, samples, loss, tensors })
-    }
-}
-
-impl LeafSource for Source {
-    fn samples(&self, leaf: u32) -> u32 {
-        // Work that is over has no samples: its leaves are done at once, and their sum is thrown away.
-        if self.newest.is_after(self.work) {
-            return 0;
-        }
-        self.leaves.get(&leaf).map_or(0, |leaf| leaf.places.len() as u32)
-    }
-
-    fn write(&self, leaf: u32, i: usize, out: &mut [f32]) {
-        if let Some(leaf) = self.leaves.get(&leaf) {
-            leaf.samples.write(leaf.place(i), out);
-        }
-    }
 }
 
 /// Runs an engine on a thread of its own, until the commands' sender is gone.

@@ -8,6 +8,7 @@ pub mod engine;
 pub mod session;
 pub mod shard_cache;
 mod sharing;
+mod source;
 
 /// This release: coordinator and workers must be of the same one.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -21,6 +21,14 @@ pub struct ClusterConfig {
     pub work_timeout_ms: u64,
     /// About one leaf in so many is computed by a second worker as well, and the bits are compared; 0 for none.
     pub spot_check: u32,
+    /// Members that a run can have at a time. More are told to come again later.
+    pub max_workers: u32,
+    /// Connections that a coordinator takes at a time: two for each worker, and some for monitors, probes, and those that
+    /// come anew.
+    pub max_connections: u32,
+    /// How many of them may come from one address (for IPv6, from one network of 64 bits). Workers behind one router
+    /// count as one address.
+    pub max_connections_per_address: u32,
 }
 
 impl Default for ClusterConfig {
@@ -33,6 +41,9 @@ impl Default for ClusterConfig {
             lease_timeout_ms: 2500,
             work_timeout_ms: 60_000,
             spot_check: 256,
+            max_workers: 512,
+            max_connections: 2 * 512 + 256,
+            max_connections_per_address: 512,
         }
     }
 }
@@ -48,6 +59,19 @@ impl ClusterConfig {
         }
         if self.start_workers == 0 {
             return Some("start_workers is 0; it must be at least 1".to_owned());
+        }
+        if self.max_workers < self.min_workers.max(self.start_workers) {
+            return Some(format!(
+                "max_workers is {}, but the run waits for {}; it must be at least as many",
+                self.max_workers,
+                self.min_workers.max(self.start_workers)
+            ));
+        }
+        if self.max_connections == 0 || self.max_connections_per_address == 0 {
+            return Some(format!(
+                "max_connections is {}, max_connections_per_address is {}; both must be at least 1",
+                self.max_connections, self.max_connections_per_address
+            ));
         }
         if self.heartbeat_interval_ms == 0 || self.lease_timeout_ms < 2 * self.heartbeat_interval_ms {
             return Some(format!(

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use lockstep_proto::token::{Presented, Tokens};
 use lockstep_proto::v1::{control_service_server, worker_service_server};
 use tokio::sync::watch;
@@ -12,7 +13,7 @@ use tonic::body::Body;
 use tonic::codegen::http;
 use tower::{Layer, Service};
 
-use super::accept::Peer;
+use super::accept::{Call, Peer};
 use super::credentials::{AccessTokens, InForce};
 
 /// What a call is for.
@@ -132,17 +133,16 @@ impl Gate {
         Self { in_force }
     }
 
-    fn admit<B>(&self, request: &http::Request<B>) -> Result<(), Status> {
+    /// The call that a request begins, if it is one that counts.
+    fn admit<B>(&self, request: &http::Request<B>) -> Result<Option<Call>, Status> {
         let peer = request.extensions().get::<Arc<Peer>>();
         let scope = Scope::of(request.uri().path());
         let presented = Presented::in_headers(request.headers());
         let from_here = peer.is_some_and(|peer| peer.is_this_host());
         let in_force = self.in_force.borrow().clone();
         check(&in_force, scope, presented.as_ref(), from_here)?;
-        if let Some(peer) = peer.filter(|_| scope != Scope::Health) {
-            peer.introduce();
-        }
-        Ok(())
+        // Probes do not make a peer known.
+        Ok(peer.filter(|_| scope != Scope::Health).map(Peer::begin))
     }
 }
 
@@ -177,9 +177,38 @@ where
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         match self.gate.admit(&request) {
-            Ok(()) => Box::pin(self.service.call(request)),
+            Ok(call) => {
+                let response = self.service.call(request);
+                Box::pin(async move { Ok(response.await?.map(|body| Body::new(Counted { body, _call: call }))) })
+            }
             Err(status) => Box::pin(std::future::ready(Ok(status.into_http()))),
         }
+    }
+}
+
+/// The body of a response: as long as it lasts, the call is under way.
+struct Counted {
+    body: Body,
+    _call: Option<Call>,
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -5,6 +5,7 @@ mod access;
 mod control_service;
 mod credentials;
 mod monitor_service;
+mod quota;
 mod sharing;
 mod worker_service;
 
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use lockstep_common::placement::PlacedData;
 use lockstep_common::protocol::Job;
 use lockstep_common::shared_memory::Region;
+use lockstep_proto::limits::MAX_HEALTH_MESSAGE_BYTES;
 use lockstep_proto::{FILE_DESCRIPTOR_SET, transport};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -25,6 +27,7 @@ use access::Gate;
 use control_service::Controlling;
 pub use credentials::{CredentialError, CredentialSources, Credentials, TlsFiles, TokenSource, TokenSources};
 use monitor_service::Monitoring;
+use quota::Most;
 use worker_service::Workers;
 
 /// What the server serves.
@@ -39,6 +42,10 @@ pub struct Served {
     pub hub: Arc<Hub>,
     /// Where versions of the parameters lie, if workers can read them there.
     pub region: Option<Arc<Region>>,
+    /// Connections that are taken at a time.
+    pub max_connections: usize,
+    /// How many of them may come from one address.
+    pub max_connections_per_address: usize,
 }
 
 /// A server that is running.
@@ -73,7 +80,7 @@ async fn run(
     credentials: Credentials,
     stopped: oneshot::Receiver<()>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let Served { inbox, job, data, hub, region } = served;
+    let Served { inbox, job, data, hub, region, max_connections, max_connections_per_address } = served;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
@@ -87,14 +94,15 @@ async fn run(
     set_serving(&health, &monitoring).await;
     set_serving(&health, &controlling).await;
     let gate = Gate::new(credentials.current());
-    let connections = accept::accept(listener, credentials.current());
+    let most = Most { total: max_connections, per_origin: max_connections_per_address };
+    let connections = accept::accept(listener, most, credentials.current());
     tokio::spawn(credentials.follow());
     transport::server()
         .layer(gate)
         .add_service(workers)
         .add_service(monitoring)
         .add_service(controlling)
-        .add_service(health_service)
+        .add_service(health_service.max_decoding_message_size(MAX_HEALTH_MESSAGE_BYTES))
         .add_service(reflection().build_v1()?)
         // Python's grpcio asks for the older version.
         .add_service(reflection().build_v1alpha()?)

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use lockstep_common::progress::{Event, RunState, TimedEvent};
-use lockstep_proto::limits::WATCH_QUEUE;
+use lockstep_proto::limits::{MAX_WATCHERS, SLOW_PEER_TIMEOUT, WATCH_QUEUE};
 use lockstep_proto::v1;
 use lockstep_proto::v1::monitor_service_server::MonitorService;
 use tokio::sync::mpsc;
@@ -12,6 +12,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::quota::{SlotTaken, Slots};
 use crate::monitor::{Hub, Replay};
 
 /// Events read from the event log at a time.
@@ -20,11 +21,12 @@ const LOG_PAGE: u64 = 4096;
 /// The service.
 pub(super) struct Monitoring {
     hub: Arc<Hub>,
+    watchers: Arc<Slots>,
 }
 
 impl Monitoring {
     pub(super) fn new(hub: Arc<Hub>) -> Self {
-        Self { hub }
+        Self { hub, watchers: Slots::new(MAX_WATCHERS) }
     }
 }
 
@@ -34,8 +36,11 @@ impl MonitorService for Monitoring {
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let from_round = request.into_inner().from_round;
+        let slot = self.watchers.take().ok_or_else(|| {
+            Status::resource_exhausted(format!("{MAX_WATCHERS} watch already, as many as can; try again later"))
+        })?;
         let (responses, stream) = mpsc::channel(WATCH_QUEUE);
-        let watcher = Watcher { hub: self.hub.clone(), responses, from_round };
+        let watcher = Watcher { hub: self.hub.clone(), responses, from_round, _slot: slot };
         tokio::spawn(watcher.run());
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
@@ -57,6 +62,7 @@ struct Watcher {
     hub: Arc<Hub>,
     responses: mpsc::Sender<Result<v1::WatchResponse, Status>>,
     from_round: u64,
+    _slot: SlotTaken,
 }
 
 impl Watcher {
@@ -81,15 +87,20 @@ impl Watcher {
             for event in events {
                 started |= next >= live || at_or_after(&event, self.from_round);
                 next += 1;
-                if started && self.responses.send(Ok((&*event).into())).await.is_err() {
+                let response = Ok((&*event).into());
+                // One that is gone, or takes nothing, is not waited for.
+                if started && self.responses.send_timeout(response, SLOW_PEER_TIMEOUT).await.is_err() {
                     return;
                 }
                 if matches!(event.event, Event::State { state: RunState::Finished { .. } }) {
                     return;
                 }
             }
-            if nothing_new && published.changed().await.is_err() {
-                return;
+            if nothing_new {
+                tokio::select! {
+                    changed = published.changed() => if changed.is_err() { return },
+                    () = self.responses.closed() => return,
+                }
             }
         }
     }

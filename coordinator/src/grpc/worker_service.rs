@@ -3,13 +3,17 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use lockstep_common::placement::PlacedData;
 use lockstep_common::progress::{RunState, RunStatus, Transport};
 use lockstep_common::protocol::{self, CHUNK_FLOATS, FromWorker, Job, MemberId, ToWorker};
 use lockstep_common::shared_memory::Region;
 use lockstep_proto::convert::{Downward, ExchangeUp, SessionUp, ShardRequest, shard_messages};
-use lockstep_proto::limits::{INTRODUCTION_TIMEOUT, SESSION_QUEUE};
+use lockstep_proto::limits::{
+    FETCH_QUEUE, INTRODUCTION_TIMEOUT, JOINS, JOINS_PER_ADDRESS, MAX_FETCHES_PER_MEMBER, SESSION_QUEUE,
+    SLOW_PEER_TIMEOUT,
+};
 use lockstep_proto::v1::worker_service_server::WorkerService;
 use lockstep_proto::{WireError, status, v1};
 use tokio::sync::{mpsc, oneshot};
@@ -18,6 +22,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::accept::Peer;
+use super::quota::{Pace, Slots};
 use super::sharing::{Down, GRADIENT_SLOTS, Sharing, responses};
 use crate::link::{Inbound, Inbox, Link, LinkError};
 use crate::monitor::Hub;
@@ -38,11 +43,20 @@ pub(super) struct Workers {
     /// Where versions of the parameters lie, if workers on this host can read them there.
     region: Option<Arc<Region>>,
     members: Arc<Members>,
+    joins: Pace,
 }
 
-/// The members that have a session, each with what its exchange needs until that is opened.
+/// The members that have a session.
 #[derive(Default)]
-struct Members(Mutex<HashMap<MemberId, Option<Pending>>>);
+struct Members(Mutex<HashMap<MemberId, Present>>);
+
+/// One of them.
+struct Present {
+    /// What its exchange needs, until that is opened.
+    pending: Option<Pending>,
+    /// The shards that it fetches.
+    fetches: Arc<Slots>,
+}
 
 /// What a member's exchange needs.
 struct Pending {
@@ -52,7 +66,7 @@ struct Pending {
 }
 
 impl Members {
-    fn lock(&self) -> MutexGuard<'_, HashMap<MemberId, Option<Pending>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<MemberId, Present>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -68,7 +82,8 @@ impl Workers {
         // A model that does not resolve would have stopped the coordinator.
         let parameters = job.model.resolve().map_or(0, |model| model.layout.parameters());
         let parameter_queue = QUEUED_VERSIONS * (parameters.div_ceil(CHUNK_FLOATS) + 1) + GRADIENT_SLOTS as usize;
-        Self { inbox, job, data, hub, parameters, parameter_queue, region, members: Arc::default() }
+        let joins = Pace::new(JOINS, JOINS_PER_ADDRESS);
+        Self { inbox, job, data, hub, parameters, parameter_queue, region, members: Arc::default(), joins }
     }
 
     /// Why nobody takes joins any more: the run is complete, or the coordinator goes down and may come back.
@@ -78,6 +93,15 @@ impl Workers {
             RunState::Finished { reason } if rounds >= total_rounds => protocol::Refusal::Finished { reason }.into(),
             _ => status::Refusal::Shutdown,
         }
+    }
+
+    /// Refuses joins that come too fast.
+    fn allow_join<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let origin = request.extensions().get::<Arc<Peer>>().map(|peer| peer.origin());
+        if origin.is_none_or(|origin| self.joins.allows(origin, Instant::now())) {
+            return Ok(());
+        }
+        Err(Status::resource_exhausted("workers join too fast; try again later"))
     }
 
     /// Memory to share with a worker that connects from this host's own address.
@@ -128,6 +152,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<Streaming<v1::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        self.allow_join(&request)?;
         let sharing = self.sharing(&request);
         let mut requests = request.into_inner();
         let request = SessionUp::try_from(first(&mut requests, "a join").await?)?.join()?;
@@ -141,7 +166,8 @@ impl WorkerService for Workers {
         let mut welcome = answered.await.map_err(|_| self.gone())?.map_err(status::Refusal::from)?;
         let member = welcome.member;
         welcome.shared_memory = pending.sharing.as_ref().map(|sharing| Box::new(sharing.offer()));
-        self.members.lock().insert(member, Some(pending));
+        let present = Present { pending: Some(pending), fetches: Slots::new(MAX_FETCHES_PER_MEMBER) };
+        self.members.lock().insert(member, present);
         let (inbox, members) = (self.inbox.clone(), self.members.clone());
         tokio::spawn(async move {
             let reason =
@@ -165,7 +191,7 @@ impl WorkerService for Workers {
         let mut requests = request.into_inner();
         let hello = ExchangeUp::try_from(first(&mut requests, "a hello").await?)?.hello()?;
         let member = hello.member;
-        let pending = self.members.lock().get_mut(&member).and_then(Option::take);
+        let pending = self.members.lock().get_mut(&member).and_then(|present| present.pending.take());
         let Pending { waiting, queue, sharing } = pending.ok_or(status::Refusal::NotAMember { member })?;
         let sharing = sharing.filter(|_| hello.shares_memory);
         if let Some(sharing) = &sharing {
@@ -193,16 +219,27 @@ impl WorkerService for Workers {
         request: Request<v1::FetchShardRequest>,
     ) -> Result<Response<Self::FetchShardStream>, Status> {
         let ShardRequest { member, shard } = ShardRequest::try_from(request.into_inner())?;
-        if !self.members.lock().contains_key(&member) {
-            return Err(status::Refusal::NotAMember { member }.into());
-        }
+        let fetches = self.members.lock().get(&member).map(|present| present.fetches.clone());
+        let slot = fetches.ok_or(status::Refusal::NotAMember { member })?.take().ok_or_else(|| {
+            Status::resource_exhausted(format!("{member} fetches {MAX_FETCHES_PER_MEMBER} shards already"))
+        })?;
         let shards = self.job.schedule.tree.shards();
         if shard.shard >= shards {
             return Err(status::Refusal::NoSuchShard { shard, shards }.into());
         }
         let samples = self.data.pack(shard.split, &self.data.ids(shard));
         let messages = shard_messages(&self.job, Arc::new(samples));
-        Ok(Response::new(Box::pin(tokio_stream::iter(messages.map(Ok)))))
+        let (pieces, fetched) = mpsc::channel(FETCH_QUEUE);
+        tokio::spawn(async move {
+            let _slot = slot;
+            for message in messages {
+                // The samples must not stay in memory for one that is gone, or takes nothing.
+                if pieces.send_timeout(Ok(message), SLOW_PEER_TIMEOUT).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(fetched))))
     }
 }
 

@@ -24,6 +24,8 @@ impl Machine {
             Some(Refusal::Version { run: version.clone(), worker: request.version.clone() })
         } else if request.fingerprint != *fingerprint {
             Some(Refusal::Fingerprint { run: *fingerprint, worker: request.fingerprint })
+        } else if self.members.is_full(request.process, self.config.spec.max_workers) {
+            Some(Refusal::Full { members: self.members.len() })
         } else {
             None
         };

@@ -61,6 +61,10 @@ pub struct Member {
 /// out pauses before it joins again, so that so many joins take half an hour without a single checkpoint.
 const INCARNATIONS_PER_START: u32 = 1000;
 
+/// Worker processes that a run remembers, so that their numbers are not given again. A checkpoint has 16 bytes for each: 4
+/// MiB of the 16 that its state may have.
+const MAX_PROCESSES: usize = 1 << 18;
+
 /// All members, and the numbers given to workers so far.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Membership {
@@ -164,6 +168,15 @@ impl Membership {
         self.members.len() as u32
     }
 
+    /// Whether there is no room for the worker process with this number, at `most` members. One that takes the place of
+    /// its own earlier incarnation needs none.
+    pub(super) fn is_full(&self, process: u64, most: u32) -> bool {
+        let known = self.processes.get(&process);
+        let replaces = known.is_some_and(|last| self.members.contains_key(last));
+        let forgotten = known.is_none() && self.processes.len() >= MAX_PROCESSES;
+        (self.len() >= most && !replaces) || forgotten
+    }
+
     /// Number of workers ever admitted.
     pub(super) fn workers_seen(&self) -> u32 {
         self.processes.len() as u32
@@ -193,4 +206,32 @@ impl Membership {
 pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_unstable_by(f64::total_cmp);
     values.get(values.len().saturating_sub(1) / 2).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_common::hash::Digest;
+
+    use super::*;
+
+    #[test]
+    fn a_full_run_takes_only_those_who_come_back() {
+        let mut members = Membership::default();
+        let mut join = |process| {
+            let full = members.is_full(process, 2);
+            let request = JoinRequest {
+                process,
+                name: String::new(),
+                version: String::new(),
+                fingerprint: Digest(0),
+                threads: 1,
+                isa: String::new(),
+            };
+            (!full).then(|| members.admit(Duration::ZERO, &request).0)
+        };
+        let first = join(1).expect("room");
+        assert!(join(2).is_some());
+        assert_eq!(join(3), None);
+        assert_eq!(join(1).map(|id| id.incarnation), Some(first.incarnation + 1), "it takes its own place");
+    }
 }
