@@ -112,15 +112,22 @@ impl TrainedModel {
     /// # Errors
     /// [`ModelFileError`] says what is missing or does not fit.
     pub fn load(path: &Path) -> Result<Self, ModelFileError> {
-        let bytes = read(path)?;
+        Self::parse(path, &read(path)?)
+    }
+
+    /// Reads the bytes of such a file; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`TrainedModel::load`].
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, ModelFileError> {
         let format = |reason: String| ModelFileError::Format { path: path.to_owned(), reason };
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| format(error.to_string()))?;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| format(error.to_string()))?;
         let metadata = header.metadata().clone().unwrap_or_default();
         let get = |key: &'static str| metadata.get(key).ok_or(ModelFileError::Metadata { path: path.to_owned(), key });
         let spec = ModelSpec::from_toml(get(KEY_MODEL)?).map_err(|error| format(error.to_string()))?;
         let model =
             spec.resolve().map_err(|cause| ModelFileError::Model { path: path.to_owned(), cause: Box::new(cause) })?;
-        let parameters = parameters_from(path, &bytes, &model.layout)?;
+        let parameters = parameters_from(path, bytes, &model.layout)?;
         let expected = get(KEY_SHA256)?;
         let found = sha256_of_floats(&parameters);
         if *expected != found {
