@@ -605,3 +605,28 @@ fn wrong_versions_fingerprints_and_samples_are_refused_or_evicted() {
     });
     assert!(evicted, "{effects:?}");
 }
+
+#[test]
+fn a_full_run_lets_in_nobody_but_those_that_come_back() {
+    let mut spec = spec(64, 0, 16, 4, 1);
+    spec.max_workers = 2;
+    let mut world = World::new(spec, 1);
+    let mut join = |process| {
+        let request = JoinRequest {
+            process,
+            name: format!("p{process}"),
+            version: "1".into(),
+            fingerprint: Digest(1),
+            threads: 1,
+            isa: "scalar".into(),
+        };
+        let event = Event::Join { connection: ConnectionId(process), request };
+        world.machine.step(Duration::ZERO, event).unwrap().swap_remove(0)
+    };
+    let admitted = |effect: &Effect| matches!(effect, Effect::Admit(..));
+    assert!(admitted(&join(1)) && admitted(&join(2)));
+    let refused = join(3);
+    let Effect::Refuse(_, refusal) = &refused else { panic!("{refused:?}") };
+    assert!(refusal.to_string().contains("has 2 workers already"), "{refusal}");
+    assert!(admitted(&join(2)), "it takes the place of its earlier incarnation");
+}

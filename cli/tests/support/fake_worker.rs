@@ -129,6 +129,12 @@ impl FakeWorker {
         self.runtime.block_on(soon("room in the session", self.session.send(message))).expect("the session is open");
     }
 
+    /// Sends a message on the session, unless that has ended.
+    pub(crate) fn try_send(&self, message: v1::SessionRequest) -> Result<(), String> {
+        let sent = self.runtime.block_on(soon("room in the session", self.session.send(message)));
+        sent.map_err(|error| error.to_string())
+    }
+
     /// Opens an exchange and sends `requests` on it. The stream stays open as long as the returned value lives.
     pub(crate) fn exchange(&mut self, requests: Vec<v1::ExchangeRequest>) -> Result<OpenExchange, Status> {
         let Self { runtime, client, .. } = self;

@@ -7,6 +7,7 @@
 
 pub(crate) mod fake_worker;
 pub(crate) mod process;
+pub(crate) mod raw_http2;
 pub(crate) mod wrong_worker;
 
 use std::fs;
