@@ -75,7 +75,7 @@ impl Journal {
         ledger.append(&first_line);
         ledger.write()?;
         let events = open(&directory.join(EVENTS_FILE))?;
-        Self::start(chain, ledger, events, troubles)
+        Self::start(chain, ledger, events, MAX_WAITING_BYTES, troubles)
     }
 
     /// Goes on with files that are at least as long as `position` says. What comes after it is cut off.
@@ -85,13 +85,24 @@ impl Journal {
     pub fn resume(directory: &Path, position: &Position, troubles: mpsc::Sender<Trouble>) -> io::Result<Self> {
         let ledger = LogFile::resume(&directory.join(LEDGER_FILE), position.ledger.bytes)?;
         let events = LogFile::resume(&directory.join(EVENTS_FILE), position.events_bytes)?;
-        Self::start(Chain::resume(position.ledger.chain), ledger, events, troubles)
+        Self::start(Chain::resume(position.ledger.chain), ledger, events, MAX_WAITING_BYTES, troubles)
     }
 
-    fn start(chain: Chain, ledger: LogFile, events: LogFile, troubles: mpsc::Sender<Trouble>) -> io::Result<Self> {
+    fn start(
+        chain: Chain,
+        ledger: LogFile,
+        events: LogFile,
+        max_waiting_bytes: usize,
+        troubles: mpsc::Sender<Trouble>,
+    ) -> io::Result<Self> {
         let (lines, queue) = mpsc::sync_channel(QUEUE_DEPTH);
-        let ledger = Sink { file: ledger, troubles: Troubles::new(LEDGER_FILE, troubles.clone()), left_out: 0 };
-        let events = Sink { file: events, troubles: Troubles::new(EVENTS_FILE, troubles), left_out: 0 };
+        let sink = |file, about| Sink {
+            file,
+            troubles: Troubles::new(about, troubles.clone()),
+            left_out: 0,
+            max_waiting_bytes,
+        };
+        let (ledger, events) = (sink(ledger, LEDGER_FILE), sink(events, EVENTS_FILE));
         let writer = Writer { chain, ledger, events, flushed: Instant::now() };
         let writer = std::thread::Builder::new().name("journal".to_owned()).spawn(move || writer.run(&queue))?;
         Ok(Self { lines, writer })
@@ -136,6 +147,8 @@ struct Sink {
     troubles: Troubles,
     /// Lines that are missing because too many waited.
     left_out: u64,
+    /// How much may wait.
+    max_waiting_bytes: usize,
 }
 
 impl Sink {
@@ -160,7 +173,7 @@ impl Sink {
     }
 
     fn is_overfull(&self) -> bool {
-        self.file.waiting_bytes() > MAX_WAITING_BYTES
+        self.file.waiting_bytes() > self.max_waiting_bytes
     }
 }
 
@@ -191,9 +204,10 @@ impl Writer {
             Line::Record(record) => {
                 self.ledger.file.append(&self.chain.line(&record));
                 if self.ledger.is_overfull() {
-                    let (path, limit) = (self.ledger.file.path().display(), MAX_WAITING_BYTES >> 20);
+                    let (path, waiting) = (self.ledger.file.path().display(), self.ledger.file.waiting_bytes());
                     self.ledger.troubles.fatal(format!(
-                        "{path} could not be written for so long that {limit} MiB wait for it: a round that is not in the ledger is not proven"
+                        "{path} could not be written for so long that {waiting} bytes wait for it, more than the {} that may: a round that is not in the ledger is not proven",
+                        self.ledger.max_waiting_bytes
                     ));
                 }
             }
@@ -227,5 +241,89 @@ impl Writer {
             // It holds one answer, and whoever asked may be gone.
             let _ = answer.try_send(Position { ledger, events_bytes: self.events.file.written_bytes() });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_common::hash::Digest;
+    use lockstep_common::progress::Event;
+    use lockstep_common::protocol::MemberId;
+
+    use super::*;
+    use crate::trouble::Trouble;
+
+    /// A round's record.
+    fn record(round: u64) -> Record {
+        let node = lockstep_common::reduce::NodeId::leaf(0);
+        let by = MemberId { worker: 1, incarnation: 1 };
+        Record {
+            round,
+            epoch: 0,
+            batch: round as u32,
+            samples: 1,
+            loss: 1.0,
+            gradient_norm: 1.0,
+            parameters: Digest(1),
+            skipped: false,
+            nodes: vec![lockstep_common::ledger::Contribution { by, node }],
+            leaves: vec![Digest(2)],
+            hedged: Vec::new(),
+            checked: Vec::new(),
+        }
+    }
+
+    /// Scenario: the disk takes nothing, and rounds go on. Property: people are told at once; the run is told to stop when
+    /// more of the ledger waits than may, and not before; events beyond the bound are left out, rounds never; no position
+    /// is given out that is not on the disk; when the disk takes something again, the ledger is whole.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_ledger_that_waits_for_too_long_stops_the_run() {
+        const BOUND: usize = 5000;
+        let directory = tempfile::tempdir().unwrap();
+        let (ledger, events) = (directory.path().join(LEDGER_FILE), directory.path().join(EVENTS_FILE));
+        let (mut ledger_log, disk) = LogFile::on_full_disk(&ledger);
+        ledger_log.append("header");
+        let (troubles, told) = mpsc::channel();
+        let (events_log, _) = LogFile::on_full_disk(&events);
+        let sink = |file, about| Sink {
+            file,
+            troubles: Troubles::new(about, troubles.clone()),
+            left_out: 0,
+            max_waiting_bytes: BOUND,
+        };
+        let mut writer = Writer {
+            chain: Chain::resume(Digest(0)),
+            ledger: sink(ledger_log, LEDGER_FILE),
+            events: sink(events_log, EVENTS_FILE),
+            flushed: Instant::now(),
+        };
+        writer.flush();
+        let began: Vec<Trouble> = told.try_iter().collect();
+        assert!(matches!(&began[..], [Trouble::Began { .. }, Trouble::Began { .. }]), "{began:?}");
+
+        let event = TimedEvent { unix_ms: 1, event: Event::Notice { message: "x".repeat(1000) } };
+        let mut rounds = 0;
+        let fatal = loop {
+            writer.line(Line::Record(Box::new(record(rounds))));
+            writer.line(Line::Event(Box::new(event.clone())));
+            rounds += 1;
+            if let Ok(trouble) = told.try_recv() {
+                break trouble;
+            }
+            assert!(writer.ledger.file.waiting_bytes() <= BOUND, "it was not told to stop");
+        };
+        let Trouble::Fatal { message } = fatal else { panic!("{fatal:?}") };
+        assert!(message.contains("more than the 5000 that may: a round that is not in the ledger"), "{message}");
+        assert!(writer.events.left_out > 0 && writer.events.file.waiting_bytes() < BOUND + 2000);
+        let (answer, position) = mpsc::sync_channel(1);
+        writer.mark(&answer);
+        drop(answer);
+        assert!(position.recv().is_err(), "nothing is on the disk");
+
+        writer.ledger.file.back_on(disk);
+        writer.flush();
+        let lines = std::fs::read_to_string(&ledger).unwrap().lines().count() as u64;
+        assert_eq!(lines, 1 + rounds);
     }
 }

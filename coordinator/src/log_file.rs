@@ -50,6 +50,20 @@ impl LogFile {
         &self.path
     }
 
+    /// A new file on a disk that takes nothing, and what it must be put on to be on another one.
+    #[cfg(all(test, target_os = "linux"))]
+    pub(crate) fn on_full_disk(path: &Path) -> (Self, File) {
+        let mut log = Self::create(path).unwrap();
+        let disk = std::mem::replace(&mut log.file, OpenOptions::new().write(true).open("/dev/full").unwrap());
+        (log, disk)
+    }
+
+    /// The disk has room again.
+    #[cfg(all(test, target_os = "linux"))]
+    pub(crate) fn back_on(&mut self, disk: File) {
+        self.file = disk;
+    }
+
     /// Adds a line to those that wait. The line break is added.
     pub(crate) fn append(&mut self, line: &str) {
         self.waiting.extend_from_slice(line.as_bytes());

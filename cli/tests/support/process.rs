@@ -96,6 +96,22 @@ impl Running {
         }
     }
 
+    /// Waits until each of these texts has come in a line of output, in any order. Returns those lines.
+    pub(crate) fn wait_for_lines<const N: usize>(&mut self, texts: [&str; N]) -> [String; N] {
+        let mut lines = texts.map(|_| None);
+        while lines.iter().any(Option::is_none) {
+            let Some(line) = self.next_line(&format!("lines with {texts:?}")) else {
+                panic!("not all of {texts:?} came from {}", self.shown())
+            };
+            for (text, found) in texts.iter().zip(&mut lines) {
+                if found.is_none() && line.contains(text) {
+                    *found = Some(line.clone());
+                }
+            }
+        }
+        lines.map(Option::unwrap_or_default)
+    }
+
     /// The next line of either stream; `None` when both have ended.
     fn next_line(&mut self, awaited: &str) -> Option<String> {
         let deadline = Instant::now() + WATCHDOG;
