@@ -27,6 +27,10 @@ use crate::signals::interrupted;
 /// How long this process waits for others to notice that the run has ended.
 const FAREWELL: Duration = Duration::from_secs(3);
 
+/// How long a coordinator that finds its run complete answers the workers of the one before it, which was killed before it
+/// could dismiss them: they look for it every 2 s.
+const LATE_FAREWELL: Duration = Duration::from_secs(5);
+
 /// Arguments of `lockstep coordinator`.
 #[derive(Args, Debug)]
 pub(crate) struct CoordinatorArgs {
@@ -128,6 +132,7 @@ pub(crate) fn coordinator(args: &CoordinatorArgs) -> anyhow::Result<()> {
     let metrics_listener = args.metrics_listen.map(|address| bind(&runtime, address)).transpose()?;
     let address = listener.local_addr().context("cannot tell the port")?;
     let form = Form::choose(args.json);
+    let was_complete = origin.rounds() >= prepared.spec.total_rounds();
     let result = runtime.block_on(async {
         let coordinator = prepared.start(origin, args.simd, true)?;
         // Also beside JSON: with port 0, nothing else tells the address.
@@ -142,6 +147,8 @@ pub(crate) fn coordinator(args: &CoordinatorArgs) -> anyhow::Result<()> {
         if args.stay && result.outcome == Outcome::Completed {
             eprintln!("still serving monitors; SIGTERM or Ctrl-C ends this");
             interrupted().await;
+        } else if was_complete {
+            let _ = tokio::time::timeout(LATE_FAREWELL, interrupted()).await;
         }
         wait_briefly(server.shut_down()).await;
         anyhow::Ok(result)

@@ -127,7 +127,12 @@ impl NewestWork {
         self.0.fetch_max(work.place(), Ordering::Relaxed);
     }
 
-    /// Whether newer work than this has come.
+    /// This work is over, although newer work has not come yet.
+    pub fn end(&self, work: Work) {
+        self.0.fetch_max(work.place() + 1, Ordering::Relaxed);
+    }
+
+    /// Whether newer work than this has come, or it is over.
     pub fn is_after(&self, work: Work) -> bool {
         self.0.load(Ordering::Relaxed) > work.place()
     }
@@ -260,6 +265,8 @@ impl Engine {
         let work = assignment.work;
         let source = match self.source(assignment) {
             Ok(source) => source,
+            // Its samples may have gone since, with the next keep list.
+            Err(_) if self.newest.is_after(work) => return,
             Err(reason) => return emit(Output::Failed(reason)),
         };
         if self.pool.is_none() {

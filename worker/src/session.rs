@@ -124,7 +124,7 @@ pub async fn run(transport: Transport, compute: Compute, mut leave: Leave) -> Re
     let (keep_lists, newest_list) = watch::channel(KeepList { list: 0, shards: Vec::new() });
     let fetcher = tokio::spawn(fetch_shards(newest_list, shards.clone(), cache, outgoing.control.clone()));
     let mut sender = NodeSender { outgoing: &outgoing.bulk, commands: &commands, newest: &newest, lent: Vec::new() };
-    let mut leaving_since = None;
+    let (mut leaving_since, mut assigned) = (None, None);
     let end = loop {
         tokio::select! {
             message = incoming.next() => match message {
@@ -132,9 +132,15 @@ pub async fn run(transport: Transport, compute: Compute, mut leave: Leave) -> Re
                 Some(Err(reason)) => break SessionEnd::Lost(reason),
                 Some(Ok(ToWorker::Evicted { reason })) => break SessionEnd::Evicted(reason),
                 Some(Ok(ToWorker::Finished { reason })) => break SessionEnd::Finished(reason),
-                Some(Ok(ToWorker::Keep(wanted))) => drop(keep_lists.send_replace(wanted)),
+                Some(Ok(ToWorker::Keep(wanted))) => {
+                    // Shards are divided anew between two works. An assignment that still waits is over, because others
+                    // were faster, and its samples go.
+                    assigned.take().into_iter().for_each(|work| newest.end(work));
+                    keep_lists.send_replace(wanted);
+                }
                 Some(Ok(ToWorker::Assign(assignment))) => {
                     newest.came(assignment.work);
+                    assigned = Some(assignment.work);
                     // By now, the coordinator has no use for most of what it was sent.
                     sender.take_back();
                     command(&commands, Command::Assign(assignment));

@@ -29,7 +29,7 @@ pub(super) struct Desk {
     pub(super) groups: Vec<bool>,
 }
 
-/// How much a [`Desk`] holds.
+/// How much a thread's desk holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeskSize {
     /// Floats of scratch memory.
