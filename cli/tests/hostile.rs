@@ -11,11 +11,10 @@ use std::thread;
 
 use lockstep_common::protocol::{FromWorker, NodeReport, Work};
 use lockstep_common::reduce::NodeId;
-use lockstep_common::shard::samples_digest;
 use lockstep_proto::convert::{Upward, node_chunk};
 use lockstep_proto::v1;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use support::fake_worker::runtime;
+use support::fake_worker::{announcement, runtime};
 use support::raw_http2::{
     CONTINUATION, DATA, END_HEADERS, HEADERS, PING, PREFACE, RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE, call, frame,
     literal, message_of,
@@ -279,25 +278,6 @@ fn thousands_who_say_nothing_are_sent_away() {
         }
     }
     scene.finish(vec![late], 2);
-}
-
-/// The announcement of a leaf of an assignment, as it should be, and the leaf's node.
-fn announcement(assignment: &lockstep_common::protocol::Assignment, leaf: usize) -> (NodeId, NodeReport) {
-    let task = &assignment.leaves[leaf];
-    let ids = &task.inline.as_ref().expect("nothing is cached: samples come inline").ids;
-    let node = NodeId { level: 0, index: task.leaf };
-    let report = NodeReport {
-        work: assignment.work,
-        node,
-        loss: 1.0,
-        samples: ids.len() as u32,
-        compute: std::time::Duration::from_millis(1),
-        waited: std::time::Duration::ZERO,
-        digests: vec![samples_digest(ids.iter().copied())],
-        gradient: None,
-        finding: None,
-    };
-    (node, report)
 }
 
 /// Scenario: members of the run send parts of gradients before they are announced, of rounds that are over or far away,

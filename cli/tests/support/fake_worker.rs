@@ -150,24 +150,30 @@ impl FakeWorker {
         self.welcome.member.into()
     }
 
-    /// The true announcement of the first leaf of an assignment, whose samples came inline. Returns its node as well.
+    /// The true announcement of the first leaf of an assignment. Returns its node as well.
     pub(crate) fn announce_first_leaf(&self, assignment: &Assignment) -> (NodeId, v1::ExchangeRequest) {
-        let task = assignment.leaves.first().expect("at least one leaf");
-        let ids = &task.inline.as_ref().expect("nothing is cached: samples come inline").ids;
-        let node = NodeId { level: 0, index: task.leaf };
-        let report = NodeReport {
-            work: assignment.work,
-            node,
-            loss: 1.0,
-            samples: ids.len() as u32,
-            digests: vec![samples_digest(ids.iter().copied())],
-            compute: Duration::ZERO,
-            waited: Duration::ZERO,
-            gradient: None,
-            finding: None,
-        };
+        let (node, report) = announcement(assignment, 0);
         (node, (&report).into())
     }
+}
+
+/// The true announcement of a leaf of an assignment, whose samples came inline, and the leaf's node.
+pub(crate) fn announcement(assignment: &Assignment, leaf: usize) -> (NodeId, NodeReport) {
+    let task = &assignment.leaves[leaf];
+    let ids = &task.inline.as_ref().expect("nothing is cached: samples come inline").ids;
+    let node = NodeId { level: 0, index: task.leaf };
+    let report = NodeReport {
+        work: assignment.work,
+        node,
+        loss: 1.0,
+        samples: ids.len() as u32,
+        digests: vec![samples_digest(ids.iter().copied())],
+        compute: Duration::ZERO,
+        waited: Duration::ZERO,
+        gradient: None,
+        finding: None,
+    };
+    (node, report)
 }
 
 /// An exchange that is under way.
