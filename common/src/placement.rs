@@ -64,7 +64,7 @@ impl PlacedData {
     /// # Panics
     /// When an index is not below the number of samples: indices come from the schedule.
     pub fn pack(&self, split: Split, ids: &[u32]) -> Samples {
-        Samples { ids: ids.to_vec(), data: self.store(split).select(ids).to_le_bytes().into_owned() }
+        Samples { ids: ids.to_vec(), data: self.store(split).select(ids).into_le_bytes() }
     }
 
     /// Without validation data there are no validation samples, so that the training set serves for an empty look-up.

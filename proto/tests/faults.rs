@@ -334,8 +334,8 @@ fn shards() {
     let shard = ShardRef { split: Split::Training, shard: 0 };
     assert!(ShardReader::new(&job, ShardRef { shard: 8, ..shard }).is_none());
     let sent = || {
-        let shard = std::sync::Arc::new(samples(0, 13, 4));
-        lockstep_proto::convert::shard_messages(&job, shard).next().unwrap()
+        let parts = std::iter::once(samples(0, 13, 4));
+        lockstep_proto::convert::shard_messages(&job, 13, parts).next().unwrap()
     };
     let read = |change: fn(&mut v1::FetchShardResponse)| {
         let mut message = sent();

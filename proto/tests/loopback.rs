@@ -93,8 +93,8 @@ impl WorkerService for Coordinator {
     ) -> Result<Response<Self::FetchShardStream>, Status> {
         let request = ShardRequest::try_from(request.into_inner())?;
         let count = job().schedule.shard_samples(request.shard.shard);
-        let samples = Arc::new(samples(0, count, sample_bytes(&job())));
-        Ok(Response::new(Box::pin(tokio_stream::iter(shard_messages(&job(), samples).map(Ok)))))
+        let parts = std::iter::once(samples(0, count, sample_bytes(&job())));
+        Ok(Response::new(Box::pin(tokio_stream::iter(shard_messages(&job(), count, parts).map(Ok)))))
     }
 }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use lockstep_common::progress::{RunStatus, TimedEvent};
 use lockstep_common::protocol::{
-    Assignment, CHUNK_FLOATS, FromWorker, Handing, KeepList, LeafTask, MemberId, ShardRef, Split, ToWorker, Welcome,
-    Work,
+    Assignment, CHUNK_FLOATS, FromWorker, Handing, KeepList, LeafTask, MemberId, Samples, ShardRef, Split, ToWorker,
+    Welcome, Work,
 };
 use lockstep_common::reduce::NodeId;
 use lockstep_proto::convert::{
@@ -132,7 +132,7 @@ proptest! {
     }
 
     #[test]
-    fn shards(shard in 0u32..8, validation: bool, side in 1usize..60, total in 1u32..4000) {
+    fn shards(shard in 0u32..8, validation: bool, side in 1usize..60, total in 1u32..4000, part in 1usize..700) {
         let job = small_job(8, total, 16, side);
         let split = if validation { Split::Validation } else { Split::Training };
         let shard = ShardRef { split, shard };
@@ -140,14 +140,20 @@ proptest! {
             Split::Training => job.schedule.shard_samples(shard.shard),
             Split::Validation => lockstep_common::shard::even_part(total, 8, shard.shard).len() as u32,
         };
-        let samples = Arc::new(samples(0, count, sample_bytes(&job)));
+        let samples = samples(0, count, sample_bytes(&job));
+        let of_part = |start: usize| {
+            let range = start..samples.ids.len().min(start + part);
+            let data = samples.data[range.start * sample_bytes(&job)..range.end * sample_bytes(&job)].to_vec();
+            Samples { ids: samples.ids[range].to_vec(), data }
+        };
+        let parts: Vec<Samples> = (0..samples.ids.len()).step_by(part).map(of_part).collect();
         let mut reader = ShardReader::new(&job, shard).unwrap();
         let mut whole = None;
-        for message in shard_messages(&job, Arc::clone(&samples)) {
+        for message in shard_messages(&job, count, parts.into_iter()) {
             prop_assert!(whole.is_none(), "nothing follows the last message");
             whole = reader.read(carried(&message)).unwrap();
         }
-        prop_assert_eq!(whole.unwrap(), Arc::unwrap_or_clone(samples));
+        prop_assert_eq!(whole.unwrap(), samples);
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Samples in memory.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -239,14 +238,12 @@ impl Dataset {
         (self, tail)
     }
 
-    /// The elements of all samples as little-endian bytes. Copies nothing where memory has that order already.
-    pub fn to_le_bytes(&self) -> Cow<'_, [u8]> {
-        match &self.elements {
-            Elements::U8(elements) => Cow::Borrowed(elements),
-            Elements::F32(elements) if cfg!(target_endian = "little") => {
-                Cow::Borrowed(bytemuck::cast_slice(elements.as_slice()))
-            }
-            Elements::F32(elements) => Cow::Owned(elements.iter().flat_map(|element| element.to_le_bytes()).collect()),
+    /// The elements of all samples as little-endian bytes.
+    pub fn into_le_bytes(self) -> Vec<u8> {
+        match self.elements {
+            Elements::U8(elements) => elements,
+            Elements::F32(elements) if cfg!(target_endian = "little") => bytemuck::cast_slice(&elements).to_vec(),
+            Elements::F32(elements) => elements.iter().flat_map(|element| element.to_le_bytes()).collect(),
         }
     }
 }
@@ -373,10 +370,11 @@ mod tests {
     fn bytes_for_transport_come_back_as_they_were() {
         for dataset in [bytes(), floats(), floats().select(&[])] {
             let (shape, dtype) = (dataset.sample_shape().clone(), dataset.dtype());
-            let carried = Dataset::from_le_bytes(dataset.name(), shape, dtype, dataset.to_le_bytes().as_ref()).unwrap();
+            let carried =
+                Dataset::from_le_bytes(dataset.name(), shape, dtype, dataset.clone().into_le_bytes()).unwrap();
             assert_eq!(carried, dataset);
         }
-        assert_eq!(floats().to_le_bytes()[..4], [0, 0, 0, 0x3f]);
+        assert_eq!(floats().into_le_bytes()[..4], [0, 0, 0, 0x3f]);
     }
 
     #[test]

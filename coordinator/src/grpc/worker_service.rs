@@ -9,7 +9,7 @@ use lockstep_common::placement::PlacedData;
 use lockstep_common::progress::{RunState, RunStatus, Transport};
 use lockstep_common::protocol::{self, CHUNK_FLOATS, FromWorker, Job, MemberId, ToWorker};
 use lockstep_common::shared_memory::Region;
-use lockstep_proto::convert::{Downward, ExchangeUp, SessionUp, ShardRequest, shard_messages};
+use lockstep_proto::convert::{Downward, ExchangeUp, SessionUp, ShardRequest, samples_of_a_message, shard_messages};
 use lockstep_proto::limits::{
     FETCH_QUEUE, INTRODUCTION_TIMEOUT, JOINS, JOINS_PER_ADDRESS, MAX_FETCHES_PER_MEMBER, SESSION_QUEUE,
     SLOW_PEER_TIMEOUT,
@@ -227,8 +227,14 @@ impl WorkerService for Workers {
         if shard.shard >= shards {
             return Err(status::Refusal::NoSuchShard { shard, shards }.into());
         }
-        let samples = self.data.pack(shard.split, &self.data.ids(shard));
-        let messages = shard_messages(&self.job, Arc::new(samples));
+        let (data, ids, size) = (self.data.clone(), self.data.ids(shard), samples_of_a_message(&self.job));
+        let count = ids.len() as u32;
+        // Copied message by message, so that no shard lies here twice, however many workers fetch theirs.
+        let parts = (0..ids.len()).step_by(size).map(move |start| {
+            let end = ids.len().min(start + size);
+            data.pack(shard.split, &ids[start..end])
+        });
+        let messages = shard_messages(&self.job, count, parts);
         let (pieces, fetched) = mpsc::channel(FETCH_QUEUE);
         tokio::spawn(async move {
             let _slot = slot;

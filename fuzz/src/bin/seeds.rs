@@ -110,7 +110,9 @@ fn wire_down() {
         write("wire_down", &format!("status-{i}"), stream(5, &[v1::GetRunResponse::from(status).encode_to_vec()]));
     }
     let samples = strategies::samples(0, 3, 9);
-    let shard = lockstep_proto::convert::shard_messages(&lockstep_fuzz::job(), samples.into());
+    let count = samples.ids.len() as u32;
+    let parts = std::iter::once(samples);
+    let shard = lockstep_proto::convert::shard_messages(&lockstep_fuzz::job(), count, parts);
     let shard: Vec<Vec<u8>> = shard.map(|message| message.encode_to_vec()).collect();
     write("wire_down", "shard", stream(2, &shard));
 }

@@ -24,7 +24,7 @@ pub use job::sample_bytes;
 pub use monitor::workers;
 pub use route::{Downward, Messages, Upward};
 pub use session::{SessionDown, SessionReader, SessionUp};
-pub use shard::{ShardReader, ShardRequest, shard_messages};
+pub use shard::{ShardReader, ShardRequest, samples_of_a_message, shard_messages};
 
 use std::time::Duration;
 

@@ -11,7 +11,7 @@ use crate::v1;
 use crate::wire_error::{Fault, WireError};
 
 /// What an id costs at most in a message: a varint of 32 bits.
-const ID_BYTES: usize = 5;
+pub(super) const ID_BYTES: usize = 5;
 
 /// Cuts samples into pieces. Ids and data are cut independently, ids first, so that any sample size works.
 pub(super) struct Cutter {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lockstep_common::protocol::{Job, MemberId, Samples, ShardRef, Split};
 use lockstep_common::shard::even_part;
 
-use super::samples::{Bounds, Cutter, Gatherer};
+use super::samples::{Bounds, Cutter, Gatherer, ID_BYTES};
 use super::{required, sample_bytes};
 use crate::limits::CHUNK_BYTES;
 use crate::v1;
@@ -35,18 +35,32 @@ impl TryFrom<v1::FetchShardRequest> for ShardRequest {
     }
 }
 
-/// The messages that carry a shard, whose samples are those of `job`. The data is not copied.
-pub fn shard_messages(job: &Job, samples: Arc<Samples>) -> impl Iterator<Item = v1::FetchShardResponse> + Send + use<> {
-    let mut header =
-        Some(v1::ShardHeader { samples: samples.ids.len() as u32, sample_bytes: sample_bytes(job) as u64 });
-    let mut cutter = Cutter::new(samples);
+/// How many of a job's samples fill a message; at least one, though that may take several messages.
+pub fn samples_of_a_message(job: &Job) -> usize {
+    (CHUNK_BYTES / (sample_bytes(job) + ID_BYTES)).max(1)
+}
+
+/// The messages that carry a shard of `count` samples of `job`. They come in `parts`, one after the other, which are asked
+/// for when they are sent. Their data is not copied.
+pub fn shard_messages<P: Iterator<Item = Samples> + Send>(
+    job: &Job,
+    count: u32,
+    parts: P,
+) -> impl Iterator<Item = v1::FetchShardResponse> + Send + use<P> {
+    let mut header = Some(v1::ShardHeader { samples: count, sample_bytes: sample_bytes(job) as u64 });
+    let mut cutters = parts.map(|part| Cutter::new(Arc::new(part))).filter(|cutter| !cutter.is_empty()).peekable();
     std::iter::from_fn(move || {
-        // An empty shard is one message; afterwards there is a message as long as there is data.
-        if header.is_none() && cutter.is_empty() {
-            return None;
-        }
+        let Some(cutter) = cutters.peek_mut() else {
+            // An empty shard is one message, too.
+            let piece = Some(v1::SamplePiece::default());
+            return header.take().map(|header| v1::FetchShardResponse { header: Some(header), piece, last: true });
+        };
         let piece = cutter.cut(&mut CHUNK_BYTES.clone());
-        Some(v1::FetchShardResponse { header: header.take(), piece: Some(piece), last: cutter.is_empty() })
+        if cutter.is_empty() {
+            cutters.next();
+        }
+        let last = cutters.peek().is_none();
+        Some(v1::FetchShardResponse { header: header.take(), piece: Some(piece), last })
     })
 }
 
