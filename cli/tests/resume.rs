@@ -105,6 +105,20 @@ fn workers_find_a_restarted_coordinator() {
     assert_eq!(place.summary("run")["workers_seen"], 2);
 }
 
+/// Scenario: the coordinator was killed when its run was complete, but before it dismissed its workers; it is started again,
+/// and one of them finds it. Property: the worker hears that the run has ended, and both end well.
+#[test]
+fn a_late_worker_hears_that_the_run_has_ended() {
+    let place = Place::with_model(TINY);
+    let calm = calm(&place, 30);
+    begin(&place, 30, &[]).end().expect_code(0);
+    let (coordinator, url) = place.coordinator_again("run", &[]);
+    let said = place.worker(&url, "late").end().expect_code(0).stderr;
+    assert!(said.contains("the run has ended"), "{said}");
+    coordinator.end().expect_code(0);
+    check_same(&place, &calm);
+}
+
 /// Scenario: a run is asked to terminate. Property: it says how to go on, and goes on with the very next round.
 #[test]
 fn a_terminated_run_loses_no_round() {
