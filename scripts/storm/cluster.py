@@ -32,8 +32,8 @@ class Cluster:
         self.leaving = []
         self.started = 0
         self.port = 0
-        # When each coordinator process was started, and when it was killed.
-        self.starts, self.kills = [], []
+        # When there was a coordinator that could do something, from when on there was none, again and again.
+        self.there, self.gone = [], []
         self.coordinator = None
 
     def start_coordinator(self):
@@ -43,7 +43,7 @@ class Cluster:
         command += ["--insecure"] if self.network else []
         with open(self.directory / "events", "a") as events, open(self.directory / "coordinator.log", "a") as log:
             self.coordinator = subprocess.Popen(command, stdout=events, stderr=log)
-        self.starts.append(time.time() * 1000)
+        self.there.append(time.time() * 1000)
         self.found = self.checkpoints()
         while self.port == 0:
             said = (self.directory / "coordinator.log").read_text()
@@ -62,10 +62,20 @@ class Cluster:
 
     def kill_coordinator(self):
         """Whether a checkpoint was being written."""
+        self.gone.append(time.time() * 1000)
         self.coordinator.kill()
         self.coordinator.wait()
-        self.kills.append(time.time() * 1000)
         return self.is_writing_checkpoint()
+
+    def freeze_coordinator(self):
+        """Gives what thaws it."""
+        self.gone.append(time.time() * 1000)
+        self.coordinator.send_signal(signal.SIGSTOP)
+        return self.thaw_coordinator
+
+    def thaw_coordinator(self):
+        self.coordinator.send_signal(signal.SIGCONT)
+        self.there.append(time.time() * 1000)
 
     def is_writing_checkpoint(self):
         return any((self.directory / "run" / "checkpoints").glob("*.partial"))

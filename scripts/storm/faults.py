@@ -108,17 +108,16 @@ class Storm:
         cluster = self.cluster
         if kind == "coordinator frozen":
             self.note(kind, None)
-            process = cluster.coordinator
-            process.send_signal(signal.SIGSTOP)
-            return self.until(seconds, cluster, lambda: process.poll() is None and process.send_signal(signal.SIGCONT))
+            return self.until(seconds, cluster, cluster.freeze_coordinator())
         if kind == KILL_MIDWAY:
             deadline = time.monotonic() + CHECKPOINT_SECONDS
             while not cluster.is_writing_checkpoint() and time.monotonic() < deadline:
                 time.sleep(0.0005)
         if cluster.coordinator.poll() is not None:
             return
-        midway = cluster.kill_coordinator()
-        self.note(KILL_MIDWAY if midway else "coordinator killed", None)
+        self.note("coordinator killed", None)
+        if cluster.kill_coordinator():
+            self.faults[-1] = (KILL_MIDWAY, *self.faults[-1][1:])
         cluster.start_coordinator()
 
     def note(self, kind, name):

@@ -5,10 +5,10 @@ import statistics
 
 
 class Story:
-    """One storm: its faults, the events in order, and when coordinators were started and killed (Unix milliseconds)."""
+    """One storm: its faults, the events in order, and when there was a coordinator, and then none (Unix milliseconds)."""
 
-    def __init__(self, faults, events_file, starts, kills):
-        self.faults, self.starts, self.kills = faults, starts, kills
+    def __init__(self, faults, events_file, there, gone):
+        self.faults, self.there, self.gone = faults, there, gone
         self.events = list(events_of(events_file))
         self.rounds = [event for event in self.events if event["event"] == "round"]
         # No member's number is given twice, whatever was killed.
@@ -27,10 +27,13 @@ class Story:
 
     def life(self, at):
         """From when to when the coordinator of this time completed rounds."""
-        born = max(start for start in self.starts if start <= at)
-        first = self.first("round", born)
-        end = next((kill for kill in self.kills if kill >= at), float("inf"))
+        first = self.first("round", max(there for there in self.there if there <= at))
+        end = next((gone for gone in self.gone if gone >= at), float("inf"))
         return first["unix_ms"] if first else float("inf"), end
+
+    def is_without_coordinator(self, at):
+        """Or with one that has just come back."""
+        return self.life(at)[0] > at or any(gone <= at and back > at for gone, back in zip(self.gone, self.there[1:]))
 
 
 def member(event):
@@ -69,10 +72,10 @@ class Report:
     def worker(self, story, usual, kind, name, at):
         times, extra, out, back = self.on_workers.setdefault(kind, ([], [], [], []))
         times.append(at)
-        begin, end = story.life(at)
-        # Without a coordinator, nothing can be said about workers.
-        if at < begin:
+        # Nothing can be said about workers then.
+        if story.is_without_coordinator(at):
             return
+        end = story.life(at)[1]
         # Its report comes after the fault, and it began before the fault, or right after it.
         if after := story.first("round", at, end):
             extra.append(max(0.0, after["seconds"] - usual))
@@ -87,18 +90,23 @@ class Report:
         times, next_round, caught_up, lost = self.on_coordinators.setdefault(kind, ([], [], [], []))
         times.append(at)
         known = max((event["round"] for event in story.rounds if event["unix_ms"] < at), default=-1)
-        if after := story.first("round", at):
-            next_round.append((after["unix_ms"] - at) / 1000)
-            lost.append(max(0, known + 1 - after["round"]))
-        again = next((event for event in story.rounds if event["unix_ms"] >= at and event["round"] > known), None)
-        if again:
-            caught_up.append((again["unix_ms"] - at) / 1000)
+        back = next((there for there in story.there if there >= at), None)
+        after = back and story.first("round", back)
+        if not after:
+            return
+        next_round.append((after["unix_ms"] - back) / 1000)
+        lost.append(max(0, known + 1 - after["round"]))
+        # Unless it is struck again before.
+        end = next((gone for gone in story.gone if gone > back), float("inf"))
+        again = (event for event in story.rounds if back <= event["unix_ms"] < end and event["round"] > known)
+        if first := next(again, None):
+            caught_up.append((first["unix_ms"] - back) / 1000)
 
     def print(self):
         usual = statistics.median(self.usual)
         print(f"\nmedian round {usual * 1000:.1f} ms, {self.rounds} rounds, {self.hedged} hedged leaves; seconds, median and p99:")
         table("fault on a worker", ["extra round", "put out", "member again"], self.on_workers)
-        table("fault on the coordinator", ["next round", "caught up", "rounds to redo"], self.on_coordinators)
+        table("fault on the coordinator", ["next round", "caught up", "rounds again"], self.on_coordinators)
 
 
 def table(title, columns, rows):
