@@ -112,8 +112,11 @@ fn a_late_worker_hears_that_the_run_has_ended() {
     let place = Place::with_model(TINY);
     let calm = calm(&place, 30);
     begin(&place, 30, &[]).end().expect_code(0);
-    let (coordinator, url) = place.coordinator_again("run", &[]);
-    let said = place.worker(&url, "late").end().expect_code(0).stderr;
+    let (mut coordinator, url) = place.coordinator_again("run", &[]);
+    // All that it says; from here on, it only waits.
+    coordinator.wait_for_line("model       ");
+    let late = place.start(&["worker", "--coordinator", &url, "--name", "late", "--patience", "3"]);
+    let said = late.end().expect_code(0).stderr;
     assert!(said.contains("the run has ended"), "{said}");
     coordinator.end().expect_code(0);
     check_same(&place, &calm);
