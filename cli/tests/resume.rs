@@ -162,7 +162,9 @@ fn damaged_checkpoints_are_passed_over() {
     let calm = calm(&place, ROUNDS);
     // On a slow disk, checkpoints are left out; at the end of a run, never.
     begin(&place, 30, &OFTEN).end().expect_code(0);
-    ["60", "100"].map(|rounds| resume(&place, &["--max-rounds", rounds]).end().expect_code(0));
+    for rounds in ["60", "100"] {
+        resume(&place, &["--max-rounds", rounds]).end().expect_code(0);
+    }
     let names = checkpoints(&place);
     let path = |at: usize| place.file(&format!("run/checkpoints/{}", names[at]));
     let mut newest = fs::read(path(2)).expect("the newest");
