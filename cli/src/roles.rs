@@ -2,15 +2,15 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
 use lockstep_common::kernel::Isa;
 use lockstep_coordinator::monitor::Hub;
-use lockstep_coordinator::outputs::{self, MODEL_FILE};
+use lockstep_coordinator::outputs::MODEL_FILE;
 use lockstep_coordinator::round::Outcome;
-use lockstep_coordinator::{RunResult, grpc, metrics};
+use lockstep_coordinator::{Origin, RunResult, grpc, metrics};
 use lockstep_worker::client::{self, WorkerError, WorkerOptions};
 use lockstep_worker::session::Compute;
 use tokio::net::TcpListener;
@@ -27,8 +27,8 @@ use crate::signals::interrupted;
 /// How long this process waits for others to notice that the run has ended.
 const FAREWELL: Duration = Duration::from_secs(3);
 
-/// How long a coordinator that finds its run complete answers the workers of the one before it, which was killed before it
-/// could dismiss them: they look for it every 2 s.
+/// How long a coordinator that goes on with a run answers at least. Workers of the one before it, which was killed, look for
+/// it every 2 s; if little or nothing was left to do, they would never hear that the run has ended.
 const LATE_FAREWELL: Duration = Duration::from_secs(5);
 
 /// Arguments of `lockstep coordinator`.
@@ -96,6 +96,11 @@ pub(crate) async fn wait_briefly(what: impl Future) {
     let _ = tokio::time::timeout(FAREWELL, what).await;
 }
 
+/// How much longer a coordinator whose run has ended stays for workers that may not have found it yet.
+fn late_farewell(goes_on: bool, served_for: Duration) -> Duration {
+    if goes_on { LATE_FAREWELL.saturating_sub(served_for) } else { Duration::ZERO }
+}
+
 fn bind(runtime: &tokio::runtime::Runtime, address: SocketAddr) -> anyhow::Result<TcpListener> {
     let listener = runtime.block_on(TcpListener::bind(address));
     listener.with_context(|| format!("cannot listen on {address}")).map_err(usage)
@@ -112,7 +117,7 @@ fn serve_metrics(listener: TcpListener, hub: Arc<Hub>) -> anyhow::Result<JoinSet
 
 /// Writes the results of a run that has ended, and says where they are.
 fn leave_results(prepared: &Prepared, result: &RunResult, form: Form) -> anyhow::Result<()> {
-    let summary = outputs::write(&prepared.directory, &prepared.spec, result)?;
+    let summary = prepared.leave_results("coordinator", result)?;
     if form == Form::Json {
         println!("{}", serde_json::to_string(&summary)?);
     } else {
@@ -132,7 +137,7 @@ pub(crate) fn coordinator(args: &CoordinatorArgs) -> anyhow::Result<()> {
     let metrics_listener = args.metrics_listen.map(|address| bind(&runtime, address)).transpose()?;
     let address = listener.local_addr().context("cannot tell the port")?;
     let form = Form::choose(args.json);
-    let was_complete = origin.rounds() >= prepared.spec.total_rounds();
+    let goes_on = !matches!(origin, Origin::Fresh(_));
     let result = runtime.block_on(async {
         let coordinator = prepared.start(origin, args.simd, true)?;
         // Also beside JSON: with port 0, nothing else tells the address.
@@ -141,27 +146,22 @@ pub(crate) fn coordinator(args: &CoordinatorArgs) -> anyhow::Result<()> {
         let _metrics = metrics_listener.map(|listener| serve_metrics(listener, coordinator.hub())).transpose()?;
         let shown = tokio::spawn(progress::follow(coordinator.hub(), form));
         let server = grpc::serve(listener, prepared.served(&coordinator), credentials);
+        let serving_since = Instant::now();
         let result = coordinator.run(interrupted()).await;
         shown.await.context("the progress display failed")?;
         leave_results(&prepared, &result, form)?;
         if args.stay && result.outcome == Outcome::Completed {
             eprintln!("still serving monitors; SIGTERM or Ctrl-C ends this");
             interrupted().await;
-        } else if was_complete {
-            let _ = tokio::time::timeout(LATE_FAREWELL, interrupted()).await;
+        } else if !matches!(result.outcome, Outcome::Stopped(_)) {
+            let _ = tokio::time::timeout(late_farewell(goes_on, serving_since.elapsed()), interrupted()).await;
         }
         wait_briefly(server.shut_down()).await;
         anyhow::Ok(result)
     })?;
     match &result.outcome {
         Outcome::Completed => Ok(()),
-        Outcome::Stopped(reason) => {
-            let (rounds, total) = (result.rounds, prepared.spec.total_rounds());
-            anyhow::bail!(
-                "stopped after {rounds} of {total} rounds: {reason}; {}",
-                prepared.how_to_go_on("coordinator", &result)
-            )
-        }
+        Outcome::Stopped(reason) => anyhow::bail!(prepared.stopped("coordinator", &result, reason)),
         Outcome::Failed(reason) => anyhow::bail!("{reason}"),
     }
 }
@@ -235,4 +235,21 @@ fn end_with(_: u32) -> anyhow::Result<()> {
 fn default_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{} {}", host.trim(), std::process::id()).trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scenario: a coordinator was killed near the end of its run, and the next one is done at once, or soon, or much
+    /// later. Property: it answers for 5 s in all, so that workers that look for it every 2 s hear of the end; it does not
+    /// hold up a run that began with it, nor one that went on for long.
+    #[test]
+    fn workers_of_a_killed_coordinator_are_waited_for() {
+        let seconds = Duration::from_secs;
+        assert_eq!(late_farewell(true, seconds(0)), seconds(5));
+        assert_eq!(late_farewell(true, seconds(3)), seconds(2));
+        assert_eq!(late_farewell(true, seconds(60)), seconds(0));
+        assert_eq!(late_farewell(false, seconds(0)), seconds(0));
+    }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::Args;
 use lockstep_common::config::{DataFacts, ModelChoice, RunConfig, RunSpec};
 use lockstep_common::data::Dataset;
@@ -15,7 +15,8 @@ use lockstep_common::model_file;
 use lockstep_common::nn::{Loss, initial_parameters};
 use lockstep_common::placement::PlacedData;
 use lockstep_coordinator::grpc::Served;
-use lockstep_coordinator::outputs::CONFIG_FILE;
+use lockstep_coordinator::outputs::{self, CONFIG_FILE, Summary};
+use lockstep_coordinator::round::Outcome;
 use lockstep_coordinator::{Coordinator, CoordinatorConfig, Origin, RunResult};
 
 use crate::data_source;
@@ -258,6 +259,22 @@ impl Prepared {
             Some(rounds) => format!("{how} (from its newest checkpoint, after round {rounds})"),
             None => format!("{how} (from its beginning: it has no checkpoint)"),
         }
+    }
+
+    /// Writes the results of a run that has ended. If that fails, it is not all that is said of a run that has not ended
+    /// well.
+    pub(crate) fn leave_results(&self, command: &str, result: &RunResult) -> anyhow::Result<Summary> {
+        outputs::write(&self.directory, &self.spec, result).map_err(|error| match &result.outcome {
+            Outcome::Completed => error.into(),
+            Outcome::Stopped(reason) => anyhow!("{}; and {error}", self.stopped(command, result, reason)),
+            Outcome::Failed(reason) => anyhow!("{reason}; and {error}"),
+        })
+    }
+
+    /// Says that a run was stopped, and how it goes on.
+    pub(crate) fn stopped(&self, command: &str, result: &RunResult, reason: &str) -> String {
+        let (rounds, total, how) = (result.rounds, self.spec.total_rounds(), self.how_to_go_on(command, result));
+        format!("stopped after {rounds} of {total} rounds: {reason}; {how}")
     }
 
     /// What a server of this run serves.

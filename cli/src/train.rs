@@ -8,7 +8,7 @@ use lockstep_common::kernel::Isa;
 use lockstep_common::model_file::TrainedModel;
 use lockstep_common::nn::Loss;
 use lockstep_coordinator::grpc::{self, CredentialSources, Credentials, TokenSource, TokenSources};
-use lockstep_coordinator::outputs::{self, MODEL_FILE, Summary};
+use lockstep_coordinator::outputs::{MODEL_FILE, Summary};
 use lockstep_coordinator::round::Outcome;
 use lockstep_coordinator::{Origin, RunResult};
 use lockstep_proto::token::Token;
@@ -145,7 +145,7 @@ fn only_with(token: &Token) -> anyhow::Result<Credentials> {
 
 /// Writes the results and says where they are.
 fn finish(prepared: &Prepared, result: &RunResult, isa: Isa, form: Form) -> anyhow::Result<()> {
-    let summary = outputs::write(&prepared.directory, &prepared.spec, result)?;
+    let summary = prepared.leave_results("train", result)?;
     let directory = &prepared.directory;
     if form == Form::Json {
         println!("{}", serde_json::to_string(&summary)?);

@@ -80,21 +80,26 @@ struct Scene {
     workers: Vec<Running>,
     url: String,
     expected: String,
-    _disk: Mount,
+    disk: Mount,
     place: Place,
 }
 
 impl Scene {
     fn new() -> Option<Self> {
+        Self::with(ROUNDS, ROUNDS, &[])
+    }
+
+    /// With `more` options; `expected` is the hash after so many rounds.
+    fn with(rounds: u32, expected_after: u32, more: &[&str]) -> Option<Self> {
         let place = Place::with_model(TINY);
         std::fs::create_dir(place.file("disk")).expect("a directory");
         let disk = Mount::new(place.file("disk"), &["-t", "tmpfs", "-o", "size=16m", "tmpfs"])?;
-        let expected = hash(&place.train("calm", ROUNDS, &[]));
+        let expected = hash(&place.train("calm", expected_after, more));
         let often = ["--set", "checkpoint.every_rounds=7", "--min-workers", "2", "--json"];
-        let (mut coordinator, url) = place.coordinator("disk/run", ROUNDS, &often);
+        let (mut coordinator, url) = place.coordinator("disk/run", rounds, &[&often, more].concat());
         let workers = ["a", "b"].map(|name| place.worker(&url, name)).into();
         coordinator.wait_for_line("\"round\":30,");
-        Some(Self { coordinator, workers, url, expected, _disk: disk, place })
+        Some(Self { coordinator, workers, url, expected, disk, place })
     }
 
     fn run_directory(&self) -> PathBuf {
@@ -156,8 +161,36 @@ fn a_full_disk_stops_no_round_and_harms_no_checkpoint() {
     scene.finish(["ledger.jsonl is written again; nothing is missing in it", "checkpoints are written again"]);
 }
 
-/// Scenario: the run's directory becomes read-only while a run goes on, and writable again later. Property: as above; what
-/// is open is written all the same.
+/// Scenario: the disk is full and stays so, until more of the ledger waits than may: 64 MiB. Property: the run is stopped,
+/// because a round that is not in the ledger is not proven, and says so, and how to go on; its workers end well; the last
+/// checkpoint is whole. When the disk has room again, the run goes on from there, and ends as if nothing had been.
+#[test]
+fn a_disk_that_stays_full_stops_the_run() {
+    // The record of a round has a digest for each shard: here, some hundred rounds are enough.
+    let wide = ["--set", "shards=4096", "--set", "batch_size=4096", "--epochs", "1000"];
+    // The disk has no room for more than 120 of them: the newest checkpoint is older than the hash.
+    let Some(scene) = Scene::with(3000, 150, &wide) else { return };
+    let run = scene.run_directory();
+    let filler = Filler::new(scene.place.file("disk/filler"));
+    let Scene { coordinator, workers, expected, place, disk, .. } = scene;
+    let said = coordinator.end().expect_code(1).stderr;
+    let stopped = "bytes wait for it, more than the 67108864 that may: a round that is not in the ledger is not proven; \
+                   to go on: lockstep coordinator --resume disk/run (from its newest checkpoint, after round ";
+    assert!(said.contains("error: stopped after ") && said.contains(stopped), "{said}");
+    assert!(said.contains("; and cannot write disk/run/model.safetensors: No space left on device"), "{said}");
+    workers.into_iter().for_each(|worker| drop(worker.end().expect_code(0)));
+    assert!(newest_whole(&run) < 150);
+    drop(filler);
+    disk.set("remount,size=64m");
+    place.succeed(&["train", "--json", "--resume", "disk/run", "--max-rounds", "150"]);
+    assert_eq!(hash(&place.summary("disk/run")), expected);
+    let proof = place.audit("disk/run");
+    assert!(proof.contains("run quick: 150 rounds, "), "{proof}");
+}
+
+/// Scenario: the run's directory becomes read-only while a run goes on, and writable again later. Property: as in the first
+/// test; what is open is written all the same. (The whole file system cannot become read-only: the system refuses that while
+/// the ledger is open.)
 #[test]
 fn a_read_only_directory_stops_no_round_and_harms_no_checkpoint() {
     let Some(mut scene) = Scene::new() else { return };

@@ -79,16 +79,6 @@ pub enum Origin {
     Checkpoint(Box<Checkpoint>),
 }
 
-impl Origin {
-    /// Rounds that are done.
-    pub fn rounds(&self) -> u64 {
-        match self {
-            Self::Fresh(_) | Self::Again(_) => 0,
-            Self::Checkpoint(checkpoint) => checkpoint.state.standing.rounds,
-        }
-    }
-}
-
 /// Why a coordinator cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {

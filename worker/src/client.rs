@@ -409,27 +409,16 @@ fn process_number() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use lockstep_common::config::{DataFacts, RunConfig};
-    use lockstep_common::data::Dtype;
-    use lockstep_common::model;
     use lockstep_common::protocol::SharedMemory;
-    use lockstep_common::shape::Shape;
     use lockstep_common::shared_memory::Offer;
 
     use super::*;
+    use crate::example;
 
     /// Scenario: the coordinator runs where its process cannot be seen. Property: tensors travel, and nobody complains.
     #[test]
     fn memory_that_cannot_be_seen_is_done_without() {
-        let config = RunConfig { name: Some("test".to_owned()), ..RunConfig::default() };
-        let data = DataFacts {
-            name: "test data".to_owned(),
-            sample_shape: Shape::new([28, 28]),
-            dtype: Dtype::U8,
-            training_samples: 1000,
-            validation_samples: 0,
-        };
-        let spec = config.resolve(model::preset("conv").expect("a preset"), &data).expect("a valid run");
+        let spec = example::spec();
         let nowhere = Offer { process: 0, descriptor: 3, token: 5, slots: 2 };
         let welcome = Welcome {
             member: MemberId { worker: 1, incarnation: 1 },

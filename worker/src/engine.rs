@@ -409,3 +409,35 @@ pub fn spawn(mut engine: Engine) -> Result<(mpsc::UnboundedSender<Command>, mpsc
     thread.map_err(|error| EngineError::Threads(error.to_string()))?;
     Ok((commands, outbox))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::example;
+
+    /// Scenario: an assignment is taken up, and its samples are not cached. Property: that is an error, unless the work was
+    /// over before they went.
+    #[test]
+    fn samples_that_are_gone_matter_only_while_their_work_goes_on() {
+        let (job, newest) = (example::spec().job(), NewestWork::default());
+        let engine = Engine::new(job, Isa::SCALAR, 1, ShardCache::default(), None, newest.clone());
+        let mut engine = engine.expect("a known model");
+        let work = Work::Gradient { round: 0 };
+        let leaves = vec![LeafTask { leaf: 3, inline: None, handing: Handing::Summed }];
+        let assignment = Assignment { work, leaves };
+        let parameters = vec![0.0; engine.network.parameters()];
+        let mut said = || {
+            let outputs = Mutex::new(Vec::new());
+            engine.compute(&assignment, Duration::ZERO, &parameters, &|output| outputs.lock().unwrap().push(output));
+            outputs.into_inner().unwrap()
+        };
+        newest.came(work);
+        let outputs = said();
+        let [Output::Failed(reason)] = &outputs[..] else { panic!("{outputs:?}") };
+        assert!(reason.contains("is not cached, and no samples came"), "{reason}");
+        newest.end(work);
+        assert!(said().is_empty());
+    }
+}

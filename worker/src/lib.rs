@@ -5,6 +5,8 @@
 
 pub mod client;
 pub mod engine;
+#[cfg(test)]
+mod example;
 pub mod session;
 pub mod shard_cache;
 mod sharing;

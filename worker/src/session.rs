@@ -287,51 +287,128 @@ async fn fetch_shards(
 
 #[cfg(test)]
 mod tests {
-    use lockstep_common::config::{DataFacts, RunConfig};
-    use lockstep_common::data::Dtype;
-    use lockstep_common::model;
-    use lockstep_common::protocol::MemberId;
-    use lockstep_common::shape::Shape;
+    use lockstep_common::config::RunSpec;
+    use lockstep_common::protocol::{Assignment, Bytes, Handing, LeafTask, MemberId, Split};
+    use lockstep_common::reduce::NodeId;
     use lockstep_proto::target::Bearer;
     use lockstep_proto::transport;
+    use tokio_stream::wrappers::UnboundedReceiverStream;
     use tonic::service::interceptor::InterceptedService;
     use tonic::transport::Endpoint;
 
     use super::*;
+    use crate::example;
+
+    const COMPUTE: Compute = Compute { isa: Isa::SCALAR, threads: 1 };
+    const MEMBER: MemberId = MemberId { worker: 1, incarnation: 1 };
+
+    type Incoming = Pin<Box<dyn Stream<Item = Result<ToWorker, String>> + Send>>;
+
+    fn transport(spec: &RunSpec, incoming: Incoming, shards: ShardSource) -> (Transport, mpsc::Receiver<FromWorker>) {
+        let heartbeat_interval = Duration::from_secs(1);
+        let welcome = Welcome { member: MEMBER, job: spec.job(), heartbeat_interval, shared_memory: None };
+        let (outgoing, sent) = mpsc::channel(64);
+        let outgoing = Outgoing { control: outgoing.clone(), bulk: outgoing };
+        (Transport { welcome, incoming, outgoing, shards, gradients: None }, sent)
+    }
 
     /// Scenario: a worker is asked to leave, and its coordinator never lets it go. Property: it says so, and ends with a
     /// message that says for how long it was kept.
     #[tokio::test]
     async fn a_worker_that_is_not_let_go_leaves_by_itself() {
-        let config = RunConfig { name: Some("test".to_owned()), ..RunConfig::default() };
-        let facts = DataFacts {
-            name: "test data".to_owned(),
-            sample_shape: Shape::new([28, 28]),
-            dtype: Dtype::U8,
-            training_samples: 1000,
-            validation_samples: 0,
-        };
-        let spec = config.resolve(model::preset("conv").expect("a preset"), &facts).expect("a valid run");
-        let member = MemberId { worker: 1, incarnation: 1 };
-        let heartbeat_interval = Duration::from_secs(1);
-        let (outgoing, mut sent) = mpsc::channel(64);
+        let spec = example::spec();
         let channel = Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
         let client = transport::worker_client(InterceptedService::new(channel, Bearer::default()));
-        let nowhere = RemoteShards::new(client, member, spec.job());
-        let transport = Transport {
-            welcome: Welcome { member, job: spec.job(), heartbeat_interval, shared_memory: None },
-            incoming: Box::pin(tokio_stream::pending()),
-            outgoing: Outgoing { control: outgoing.clone(), bulk: outgoing },
-            shards: ShardSource::Remote(Box::new(nowhere)),
-            gradients: None,
-        };
+        let nowhere = ShardSource::Remote(Box::new(RemoteShards::new(client, MEMBER, spec.job())));
+        let (transport, mut sent) = transport(&spec, Box::pin(tokio_stream::pending()), nowhere);
         let (ask, asked) = watch::channel(false);
         ask.send_replace(true);
-        let compute = Compute { isa: Isa::best(), threads: 1 };
-        let end = run(transport, compute, Leave { asked, patience: Duration::ZERO }).await.expect("a known model");
+        let end = run(transport, COMPUTE, Leave { asked, patience: Duration::ZERO }).await.expect("a known model");
         let SessionEnd::Kept(reason) = end else { panic!("{end:?}") };
         assert_eq!(reason, "it asked to leave 0 s ago, and the coordinator has not let it go");
         let mut messages = std::iter::from_fn(|| sent.try_recv().ok());
         assert!(messages.any(|message| matches!(message, FromWorker::Drain)));
+    }
+
+    /// A worker that takes part, and its coordinator: the test.
+    struct Session {
+        messages: mpsc::UnboundedSender<Result<ToWorker, String>>,
+        sent: mpsc::Receiver<FromWorker>,
+        end: tokio::task::JoinHandle<Result<SessionEnd, EngineError>>,
+        parameters: usize,
+    }
+
+    impl Session {
+        fn begin() -> Self {
+            let spec = example::spec();
+            let (messages, incoming) = mpsc::unbounded_channel();
+            let shards = ShardSource::Local(example::data(&spec));
+            let (transport, sent) = transport(&spec, Box::pin(UnboundedReceiverStream::new(incoming)), shards);
+            let end = tokio::spawn(run(transport, COMPUTE, Leave::never()));
+            Self { messages, sent, end, parameters: spec.model.layout.parameters() }
+        }
+
+        fn tell(&self, message: ToWorker) {
+            self.messages.send(Ok(message)).expect("the session goes on");
+        }
+
+        fn keep(&self, list: u32, shard: u32) {
+            let shards = vec![ShardRef { split: Split::Training, shard }];
+            self.tell(ToWorker::Keep(KeepList { list, shards }));
+        }
+
+        /// Assigns one leaf of a round, from the shard that is cached.
+        fn assign(&self, round: u64, leaf: u32) {
+            let leaves = vec![LeafTask { leaf, inline: None, handing: Handing::Summed }];
+            self.tell(ToWorker::Assign(Assignment { work: Work::Gradient { round }, leaves }));
+        }
+
+        fn parameters(&self, version: u64) {
+            self.tell(ToWorker::Parameters { version, values: Arc::new(vec![0.0; self.parameters].into()) });
+        }
+
+        /// The next message that is more than a sign of life.
+        async fn answer(&mut self) -> FromWorker {
+            loop {
+                match self.sent.recv().await.expect("the session goes on") {
+                    FromWorker::Heartbeat => {}
+                    other => return other,
+                }
+            }
+        }
+
+        async fn has_cached(&mut self, list: u32, shard: u32) {
+            let answer = self.answer().await;
+            let FromWorker::Cached { list: of, shard: cached } = answer else { panic!("{answer:?}") };
+            assert_eq!((of, cached.shard), (list, shard));
+        }
+    }
+
+    /// Scenario: a worker is late. Its assignment still waits for the parameters when the others have completed the round,
+    /// and shards are divided anew: its samples go. Then the parameters come. Property: the assignment is dropped without
+    /// a word, and the worker takes part in the next round.
+    #[tokio::test]
+    async fn an_assignment_that_a_new_division_of_shards_overtakes_is_dropped() {
+        let mut session = Session::begin();
+        session.keep(1, 0);
+        session.has_cached(1, 0).await;
+        session.assign(0, 0);
+        session.keep(2, 1);
+        session.has_cached(2, 1).await;
+        session.parameters(0);
+        // The engine does one thing after the other: when it has found fault with this, it is through with the above.
+        session.tell(ToWorker::ParameterChunk { version: 1, chunk: 999, data: Bytes::new() });
+        let answer = session.answer().await;
+        let FromWorker::Failed { reason } = answer else { panic!("{answer:?}") };
+        assert!(reason.starts_with("parameter chunk 999 does not exist"), "{reason}");
+
+        session.parameters(1);
+        session.assign(1, 1);
+        let answer = session.answer().await;
+        let FromWorker::Announce(report) = answer else { panic!("{answer:?}") };
+        assert_eq!((report.work, report.node), (Work::Gradient { round: 1 }, NodeId::leaf(1)));
+        session.tell(ToWorker::Finished { reason: "enough".to_owned() });
+        let end = session.end.await.expect("no panic").expect("a known model");
+        assert!(matches!(end, SessionEnd::Finished(_)), "{end:?}");
     }
 }
