@@ -4,14 +4,14 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{BufReader, ErrorKind};
+use std::io::{self, BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use indicatif::HumanCount;
+use indicatif::{DecimalBytes, HumanCount};
 use lockstep_common::hash::{Digest, sha256_of_floats};
-use lockstep_common::ledger::{self, Audit};
+use lockstep_common::ledger::{self, AUDIT_BYTES_PER_SAMPLE, Audit, AuditError};
 use lockstep_common::model_file::TrainedModel;
 use lockstep_common::protocol::parameters_digest;
 use lockstep_coordinator::journal::LEDGER_FILE;
@@ -23,12 +23,23 @@ use crate::exit::usage;
 /// Members that are named for people; `--json` names all.
 const NAMED_MEMBERS: usize = 12;
 
+/// Samples that any ledger is believed to be about: 38 MB of memory.
+const BELIEVED_SAMPLES: u64 = 1 << 22;
+
+/// Samples more for each byte of a ledger. A round's line has some hundred bytes, so that whole epochs are believed up to
+/// batches of thousands, and the memory is at most 36 times the ledger's length.
+const BELIEVED_SAMPLES_PER_BYTE: u64 = 4;
+
 /// Arguments of `lockstep audit`.
 #[derive(Args, Debug)]
 pub(crate) struct AuditArgs {
     /// Directory of a run
     #[arg(value_name = "DIR")]
     directory: PathBuf,
+    /// How many training samples the run has at most, if these are more than its ledger is long enough to be believed:
+    /// the proof takes 9 bytes of memory for each
+    #[arg(long, value_name = "N")]
+    samples: Option<u32>,
     /// Print what was proven as JSON
     #[arg(long)]
     json: bool,
@@ -36,7 +47,7 @@ pub(crate) struct AuditArgs {
 
 /// Runs the command.
 pub(crate) fn run(args: AuditArgs) -> anyhow::Result<()> {
-    let proof = Proof::of(&args.directory)?;
+    let proof = Proof::of(&args.directory, args.samples)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&Report::from(&proof))?);
     } else {
@@ -57,19 +68,37 @@ struct Proof {
 
 impl Proof {
     /// Reads everything and finds nothing wrong, or says what is.
-    fn of(directory: &Path) -> anyhow::Result<Self> {
-        let ledger_path = directory.join(LEDGER_FILE);
-        let ledger = File::open(&ledger_path).map_err(|error| {
-            let hint = if error.kind() == ErrorKind::NotFound { "; give the directory of a run" } else { "" };
-            usage(anyhow!("cannot read the ledger {}: {error}{hint}", ledger_path.display()))
-        })?;
-        // Not as a source: the ledger's errors contain their causes.
-        let audit = ledger::audit(BufReader::new(ledger))
-            .map_err(|error| anyhow!("{} does not hold: {error}", ledger_path.display()))?;
+    fn of(directory: &Path, samples: Option<u32>) -> anyhow::Result<Self> {
+        let audit = audit_ledger(&directory.join(LEDGER_FILE), samples)?;
         let params_sha256 = check_model(&directory.join(MODEL_FILE), &audit)?;
         let summary = check_summary(&directory.join(SUMMARY_FILE), &audit, params_sha256.as_deref())?;
         Ok(Self { audit, params_sha256, summary })
     }
+}
+
+/// Proves the ledger, which may be about `samples` samples, or else about as many as its length makes believable.
+fn audit_ledger(path: &Path, samples: Option<u32>) -> anyhow::Result<Audit> {
+    let cannot_read = |error: io::Error| {
+        let hint = if error.kind() == ErrorKind::NotFound { "; give the directory of a run" } else { "" };
+        usage(anyhow!("cannot read the ledger {}: {error}{hint}", path.display()))
+    };
+    let ledger = File::open(path).map_err(cannot_read)?;
+    let bytes = ledger.metadata().map_err(cannot_read)?.len();
+    ledger::audit(BufReader::new(ledger), samples.unwrap_or(believed_samples(bytes))).map_err(|error| match error {
+        AuditError::TooManySamples { claimed, .. } => usage(anyhow!(
+            "the ledger {}: {error}; it has {bytes} bytes. If the run does have as many, say --samples {claimed}: the proof takes {}",
+            path.display(),
+            DecimalBytes(u64::from(claimed) * AUDIT_BYTES_PER_SAMPLE)
+        )),
+        // Not as a source: the ledger's errors contain their causes.
+        error => anyhow!("{} does not hold: {error}", path.display()),
+    })
+}
+
+/// How many samples a ledger of so many bytes is believed to be about.
+fn believed_samples(bytes: u64) -> u32 {
+    let samples = bytes.saturating_mul(BELIEVED_SAMPLES_PER_BYTE).saturating_add(BELIEVED_SAMPLES);
+    u32::try_from(samples).unwrap_or(u32::MAX)
 }
 
 /// Checks that the model, if there is one, is what the ledger ends with. Returns the SHA-256 of its parameters.
@@ -324,7 +353,7 @@ mod tests {
     #[test]
     fn an_honest_run_is_proven_in_words() {
         let directory = run_directory(8);
-        let text = Proof::of(directory.path()).unwrap().to_string();
+        let text = Proof::of(directory.path(), None).unwrap().to_string();
         for expected in [
             "run test: 8 rounds, 58 samples used\n",
             "every one of the 21 samples was used exactly once in each of 2 epochs\n",
@@ -343,7 +372,7 @@ mod tests {
         let directory = run_directory(3);
         fs::remove_file(directory.path().join(MODEL_FILE)).unwrap();
         fs::remove_file(directory.path().join(SUMMARY_FILE)).unwrap();
-        let proof = Proof::of(directory.path()).unwrap();
+        let proof = Proof::of(directory.path(), None).unwrap();
         let text = proof.to_string();
         assert!(text.contains("there is no model.safetensors to compare"), "{text}");
         assert!(!text.contains("not complete") && !text.contains("summary"), "{text}");
@@ -356,7 +385,7 @@ mod tests {
         let check = |spoil: &dyn Fn(&Path), expected: &str| {
             let directory = run_directory(4);
             spoil(directory.path());
-            let error = Proof::of(directory.path()).unwrap_err();
+            let error = Proof::of(directory.path(), None).unwrap_err();
             assert!(!error.is::<Usage>(), "what does not hold is a failure: {error}");
             assert!(error.to_string().contains(expected), "{error}");
         };
@@ -382,8 +411,30 @@ mod tests {
     #[test]
     fn a_directory_without_a_ledger_is_the_users_to_mend() {
         let directory = tempfile::tempdir().unwrap();
-        let error = Proof::of(directory.path()).unwrap_err();
+        let error = Proof::of(directory.path(), None).unwrap_err();
         assert!(error.is::<Usage>());
         assert!(error.to_string().contains("ledger.jsonl: "), "{error}");
+    }
+
+    #[test]
+    fn more_samples_than_a_ledger_is_long_enough_for_must_be_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let many = Schedule { samples: NonZeroU32::new(200_000_000).unwrap(), ..schedule() };
+        let (_, header) = Chain::start(&Header::new("test", &many, trained(0).model.layout.hash(), Digest(1)));
+        let ledger = directory.path().join(LEDGER_FILE);
+        fs::write(&ledger, &header).unwrap();
+        for samples in [None, Some(199_999_999)] {
+            let error = Proof::of(directory.path(), samples).unwrap_err();
+            assert!(error.is::<Usage>());
+            let expected = format!(
+                "it has {} bytes. If the run does have as many, say --samples 200000000: the proof takes 1.80 GB",
+                header.len()
+            );
+            assert!(error.to_string().contains(&expected), "{error}");
+        }
+        // With length comes belief.
+        assert_eq!([0, 1000, u64::MAX].map(believed_samples), [4_194_304, 4_198_304, u32::MAX]);
+        let honest = run_directory(3);
+        Proof::of(honest.path(), Some(21)).unwrap();
     }
 }

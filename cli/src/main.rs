@@ -70,11 +70,18 @@ enum Command {
     Bench(bench::BenchArgs),
 }
 
+/// What is logged: what `LOCKSTEP_LOG` says, or else warnings. h2 warns of every connection whose peer breaks a rule: any
+/// stranger could fill a disk with that, so that it must be asked for by name (`LOCKSTEP_LOG=warn,h2=warn`).
+fn log_filter() -> EnvFilter {
+    let filter = |wanted: &str| EnvFilter::try_new(format!("h2=error,{wanted}"));
+    let wanted = std::env::var("LOCKSTEP_LOG").ok().and_then(|wanted| filter(&wanted).ok());
+    wanted.unwrap_or_else(|| EnvFilter::new("h2=error,warn"))
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_env("LOCKSTEP_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(log_filter())
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)

@@ -22,7 +22,7 @@ use crate::exit::usage;
 use crate::progress::{self, Form};
 use crate::run_args::{ComputeArgs, Prepared, RunArgs};
 use crate::serve_args::{ServeArgs, make_room_for};
-use crate::signals::interrupted;
+use crate::signals::Asked;
 
 /// How long this process waits for others to notice that the run has ended.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -139,6 +139,7 @@ pub(crate) fn coordinator(args: &CoordinatorArgs) -> anyhow::Result<()> {
     let form = Form::choose(args.json);
     let goes_on = !matches!(origin, Origin::Fresh(_));
     let result = runtime.block_on(async {
+        let mut asked = Asked::listen();
         let coordinator = prepared.start(origin, args.simd, true)?;
         // Also beside JSON: with port 0, nothing else tells the address.
         let (name, scheme) = (&prepared.spec.name, args.serve.scheme());
@@ -147,14 +148,14 @@ pub(crate) fn coordinator(args: &CoordinatorArgs) -> anyhow::Result<()> {
         let shown = tokio::spawn(progress::follow(coordinator.hub(), form));
         let server = grpc::serve(listener, prepared.served(&coordinator), credentials);
         let serving_since = Instant::now();
-        let result = coordinator.run(interrupted()).await;
+        let result = coordinator.run(asked.wait()).await;
         shown.await.context("the progress display failed")?;
         leave_results(&prepared, &result, form)?;
         if args.stay && result.outcome == Outcome::Completed {
             eprintln!("still serving monitors; SIGTERM or Ctrl-C ends this");
-            interrupted().await;
+            asked.wait().await;
         } else if !matches!(result.outcome, Outcome::Stopped(_)) {
-            let _ = tokio::time::timeout(late_farewell(goes_on, serving_since.elapsed()), interrupted()).await;
+            let _ = tokio::time::timeout(late_farewell(goes_on, serving_since.elapsed()), asked.wait()).await;
         }
         wait_briefly(server.shut_down()).await;
         anyhow::Ok(result)
@@ -188,17 +189,18 @@ pub(crate) fn worker(args: WorkerArgs) -> anyhow::Result<()> {
         }
     };
     runtime()?.block_on(async {
+        let mut asked = Asked::listen();
         let (drain, draining) = watch::channel(false);
         let work = client::run(options, draining, &say);
         let mut work = std::pin::pin!(work);
         let end = tokio::select! {
             end = &mut work => end,
-            reason = interrupted() => {
+            reason = asked.wait() => {
                 say(&format!("{reason}: handing over the work; once more to leave at once"));
                 drain.send_replace(true);
                 tokio::select! {
                     end = &mut work => end,
-                    _ = interrupted() => anyhow::bail!("left without handing over"),
+                    _ = asked.wait() => anyhow::bail!("left without handing over"),
                 }
             }
         };

@@ -23,19 +23,53 @@ pub(crate) fn end_process_one() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until the user or the system asks this process to end.
-pub(crate) async fn interrupted() -> String {
-    ENDS_AT_ONCE.store(false, Ordering::Relaxed);
+/// Who is asked to end, by Ctrl-C or by the system's SIGTERM. Being asked while nobody waits is not forgotten.
+pub(crate) struct Asked {
     #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => return "interrupted".to_owned(),
-                _ = terminate.recv() => return "asked to terminate".to_owned(),
-            }
+    signals: Option<[tokio::signal::unix::Signal; 2]>,
+}
+
+impl Asked {
+    /// Listens from now on. Needs the async runtime.
+    pub(crate) fn listen() -> Self {
+        ENDS_AT_ONCE.store(false, Ordering::Relaxed);
+        #[cfg(unix)]
+        {
+            use tokio::signal::unix::{SignalKind, signal};
+            let both = signal(SignalKind::interrupt()).and_then(|first| Ok([first, signal(SignalKind::terminate())?]));
+            Self { signals: both.ok() }
         }
+        #[cfg(not(unix))]
+        Self {}
     }
-    let _ = tokio::signal::ctrl_c().await;
-    "interrupted".to_owned()
+
+    /// Waits until it is asked once more. Returns by whom, in words.
+    pub(crate) async fn wait(&mut self) -> String {
+        #[cfg(unix)]
+        if let Some([interrupt, terminate]) = &mut self.signals {
+            return tokio::select! {
+                _ = interrupt.recv() => "interrupted".to_owned(),
+                _ = terminate.recv() => "asked to terminate".to_owned(),
+            };
+        }
+        let _ = tokio::signal::ctrl_c().await;
+        "interrupted".to_owned()
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    use signal_hook::low_level::raise;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn being_asked_while_nobody_waits_is_not_forgotten() {
+        let mut asked = Asked::listen();
+        raise(SIGTERM).unwrap();
+        assert_eq!(asked.wait().await, "asked to terminate");
+        raise(SIGINT).unwrap();
+        assert_eq!(asked.wait().await, "interrupted");
+    }
 }

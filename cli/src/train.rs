@@ -22,7 +22,8 @@ use crate::infer::reconstruct::{DEFAULT_COUNT, draw};
 use crate::infer::{Part, Samples};
 use crate::progress::{self, Form};
 use crate::run_args::{ComputeArgs, Prepared, RunArgs};
-use crate::{local, roles, signals};
+use crate::signals::Asked;
+use crate::{local, roles};
 
 /// Name of the picture of originals over reconstructions in a run's directory.
 const PICTURE_FILE: &str = "reconstructions.png";
@@ -92,6 +93,7 @@ async fn train(
     workers: Option<u32>,
     form: Form,
 ) -> anyhow::Result<RunResult> {
+    let mut asked = Asked::listen();
     let coordinator = prepared.start(origin, compute.isa, workers.is_some())?;
     let shown = tokio::spawn(progress::follow(coordinator.hub(), form));
     let result = match workers {
@@ -108,7 +110,7 @@ async fn train(
             };
             let shutdown = async {
                 tokio::select! {
-                    reason = signals::interrupted() => reason,
+                    reason = asked.wait() => reason,
                     reason = failed => reason,
                 }
             };
@@ -123,7 +125,7 @@ async fn train(
             let mut children = local::spawn_workers(workers, &url, &token, compute)?;
             let shutdown = async {
                 tokio::select! {
-                    reason = signals::interrupted() => reason,
+                    reason = asked.wait() => reason,
                     reason = local::all_ended(&mut children) => reason,
                 }
             };

@@ -38,7 +38,8 @@ fn an_honest_run_is_proven() {
         "every one of the 1,000 samples was used exactly once in the first epoch",
         "epoch 2 is not complete: 300 of 1,000 samples were used, each once",
         "each of its 16 leaves stands in it once",
-        "computed by 2 members: w1#1, w2#1",
+        // Who was fast enough for how much of it, and first, is a matter of luck.
+        "computed by ",
         "model.safetensors is what the last round made",
         "summary.json agrees",
     ] {
@@ -103,8 +104,8 @@ fn what_was_changed_is_found_and_named() {
     check(&place, "ledger line 4: round 2 used 299 samples, the batch has 300", |lines| {
         forge(lines, 2, |record| record.samples -= 1);
     });
-    check(&place, "ledger line 2: round 0: nodes cover 8 of 16 leaves", |lines| {
-        forge(lines, 0, |record| record.nodes.truncate(1));
+    check(&place, "ledger line 2: round 0: nodes cover ", |lines| {
+        forge(lines, 0, |record| record.nodes.truncate(record.nodes.len() - 1));
     });
     check(&place, "model.safetensors: digest of the parameters", |lines| {
         forge(lines, 4, |record| record.parameters = Digest(1));

@@ -47,7 +47,7 @@ fn a_secured_cluster_trains_the_same_model() {
     let place = secured(DENSE);
     let expected = hash(&place.train("expected", ROUNDS, &[]));
     let more = [&TLS[..], &CLIENTS, &TOKENS, &["--min-workers", "2"]].concat();
-    let (mut coordinator, url) = place.coordinator_with("run", ROUNDS, &more, &[("LOCKSTEP_LOG", "trace")]);
+    let (mut coordinator, url) = place.coordinator_with("run", ROUNDS, &more, &[("LOCKSTEP_LOG", "trace,h2=trace")]);
     assert!(url.starts_with("https://"), "{url}");
     let first = worker(&place, &url, "first", &[&CA, &IDENTITY, &JOIN]);
     coordinator.wait_for_line("joined: first");

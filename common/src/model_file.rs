@@ -157,7 +157,8 @@ fn parameters_from(path: &Path, bytes: &[u8], layout: &Layout) -> Result<Vec<f32
     let tensors = SafeTensors::deserialize(bytes)
         .map_err(|error| ModelFileError::Format { path: path.to_owned(), reason: error.to_string() })?;
     let mismatch = |reason| ModelFileError::Tensor { path: path.to_owned(), reason };
-    let mut parameters = Vec::with_capacity(layout.parameters());
+    // The layout may be the file's own claim, and more than is in the file.
+    let mut parameters = Vec::with_capacity(layout.parameters().min(bytes.len() / size_of::<f32>()));
     for entry in layout.entries() {
         let tensor = tensors.tensor(&entry.name).map_err(|_| {
             let mut names = tensors.names();

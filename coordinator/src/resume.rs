@@ -7,14 +7,10 @@ use std::path::Path;
 use lockstep_common::checkpoint::{LedgerPosition, State};
 use lockstep_common::config::RunSpec;
 use lockstep_common::hash::Digest;
-use lockstep_common::ledger::{self, Header};
+use lockstep_common::ledger::{self, Header, MAX_LINE_BYTES};
 
 use crate::checkpoint::{self, Found};
 use crate::journal::LEDGER_FILE;
-
-/// The longest line of a ledger: a run has at most 65,536 leaves, each with a digest (35 bytes) and, at most, a node and
-/// its member (about 80 bytes).
-const MAX_LINE_BYTES: u64 = 65_536 * 128;
 
 /// Looks for the newest checkpoint of a run's directory that is whole and whose ledger is there.
 ///

@@ -28,6 +28,7 @@ use control_service::Controlling;
 pub use credentials::{CredentialError, CredentialSources, Credentials, TlsFiles, TokenSource, TokenSources};
 use monitor_service::Monitoring;
 use quota::Most;
+pub(crate) use quota::Origin;
 use worker_service::Workers;
 
 /// What the server serves.

@@ -11,7 +11,7 @@ use lockstep_proto::limits::Rate;
 
 /// What counts as one address: an IPv4 address, or the 64 bits of an IPv6 network, of which whoever has one has all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Origin(IpAddr);
+pub(crate) struct Origin(IpAddr);
 
 impl From<IpAddr> for Origin {
     fn from(address: IpAddr) -> Self {

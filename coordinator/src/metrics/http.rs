@@ -3,8 +3,8 @@
 //! It answers GET and HEAD, one request a connection, and reads no bodies. What it says is no secret: losses, counts and
 //! times, but no samples, parameters or tokens. It cannot change anything.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,16 +18,20 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use lockstep_common::progress::RunState;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, warn};
 
 use super::{MEDIA_TYPE, text};
+use crate::grpc::Origin;
 use crate::monitor::Hub;
 
-/// Connections at a time: some Prometheus servers and probes. Others wait in the system's queue.
-const MAX_CONNECTIONS: usize = 16;
+/// Connections at a time: some Prometheus servers and probes.
+const MAX_CONNECTIONS: usize = 64;
 
-/// Bytes of a request's head, and of what hyper buffers: the least that it takes. Memory is bounded by 16 connections of
+/// Connections at a time from one address.
+const MAX_CONNECTIONS_PER_ADDRESS: usize = 8;
+
+/// Bytes of a request's head, and of what hyper buffers: the least that it takes. Memory is bounded by 64 connections of
 /// 8 KiB and a page of 8 KiB each.
 const MAX_HEAD_BYTES: usize = 8 << 10;
 
@@ -45,28 +49,45 @@ const STUCK_AFTER: Duration = Duration::from_secs(60);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves the run's metrics on `listener`, until the future is dropped.
-pub fn serve(listener: TcpListener, hub: Arc<Hub>) -> impl Future<Output = ()> + Send + 'static {
-    let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    async move {
-        // Dropped with this future: no connection outlives the server.
-        let mut connections = tokio::task::JoinSet::new();
-        loop {
-            // It is never closed.
-            let Ok(permit) = free.clone().acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((socket, _)) => {
-                    while connections.try_join_next().is_some() {}
-                    let hub = hub.clone();
-                    connections.spawn(async move {
-                        connection(socket, &hub).await;
-                        drop(permit);
-                    });
-                }
-                Err(error) => {
-                    warn!("the metrics server cannot accept a connection: {error}");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+pub async fn serve(listener: TcpListener, hub: Arc<Hub>) {
+    // Dropped with this future: no connection outlives the server.
+    let mut connections = JoinSet::new();
+    let mut served = Served::default();
+    loop {
+        match listener.accept().await {
+            Ok((socket, remote)) => {
+                while connections.try_join_next().is_some() {}
+                let origin = remote.ip().into();
+                served.make_room(origin);
+                let hub = hub.clone();
+                served.0.push_back((origin, connections.spawn(async move { connection(socket, &hub).await })));
             }
+            Err(error) => {
+                warn!("the metrics server cannot accept a connection: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// The connections that are served, the oldest first.
+#[derive(Default)]
+struct Served(VecDeque<(Origin, AbortHandle)>);
+
+impl Served {
+    /// Ends the oldest connection if there are too many: of those from `origin`, or of all. A scrape takes milliseconds,
+    /// so that the oldest is one that says nothing. If it were waited for, whoever reaches the port could keep it from
+    /// probes, and have a supervisor kill the coordinator.
+    fn make_room(&mut self, origin: Origin) {
+        self.0.retain(|(_, connection)| !connection.is_finished());
+        let from_there = || self.0.iter().enumerate().filter(|(_, (other, _))| *other == origin).map(|(at, _)| at);
+        let oldest = match from_there().next() {
+            Some(first) if from_there().count() >= MAX_CONNECTIONS_PER_ADDRESS => first,
+            _ if self.0.len() >= MAX_CONNECTIONS => 0,
+            _ => return,
+        };
+        if let Some((_, connection)) = self.0.remove(oldest) {
+            connection.abort();
         }
     }
 }
@@ -132,4 +153,42 @@ fn plain(status: StatusCode, line: &str) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    /// Connections that never end by themselves, one from each of these hosts in this order, as `serve` takes them.
+    /// Returns which are still served.
+    async fn held(hosts: impl Iterator<Item = u32>) -> Vec<usize> {
+        let (mut served, mut tasks) = (Served::default(), Vec::new());
+        for host in hosts {
+            let origin = std::net::IpAddr::from(Ipv4Addr::from_bits(host)).into();
+            served.make_room(origin);
+            let task = tokio::spawn(pending::<()>());
+            served.0.push_back((origin, task.abort_handle()));
+            tasks.push(task);
+        }
+        // Those that were ended must have ended; the others never do.
+        let there =
+            |task: &tokio::task::JoinHandle<()>| served.0.iter().any(|(_, connection)| connection.id() == task.id());
+        let (kept, ended): (Vec<_>, Vec<_>) = tasks.into_iter().enumerate().partition(|(_, task)| there(task));
+        for (_, task) in ended {
+            assert!(task.await.expect_err("it never ends by itself").is_cancelled());
+        }
+        kept.into_iter().map(|(at, _)| at).collect()
+    }
+
+    #[tokio::test]
+    async fn silent_connections_make_room_for_new_ones() {
+        // Whoever opens many loses the oldest of them, and nobody else does.
+        let hosts = [7].into_iter().chain([1; 20]).chain([7]);
+        assert_eq!(held(hosts).await, [&[0], &(13..=21).collect::<Vec<_>>()[..]].concat());
+        // From many addresses, the oldest of all goes.
+        assert_eq!(held(0..100).await, (36..100).collect::<Vec<_>>());
+    }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use lockstep_common::ledger::audit;
 use lockstep_common::rng::{Purpose, Stream};
+use lockstep_common::shard::MAX_SAMPLES;
 use lockstep_coordinator::round::Outcome;
 use world::{Fault, Happening, World, right_parameters, spec};
 
@@ -80,7 +81,7 @@ fn check(seed: u64) {
     let world = storm(seed);
     assert_eq!(world.outcome, Some(Outcome::Completed), "seed {seed}");
     assert_eq!(world.parameters, right_parameters(&world.spec), "seed {seed}: the hash is wrong");
-    let proof = audit(world.records.as_bytes()).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    let proof = audit(world.records.as_bytes(), MAX_SAMPLES).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
     assert_eq!((proof.rounds, proof.whole_epochs), (world.spec.total_rounds(), 2), "seed {seed}");
 }
 
@@ -223,7 +224,7 @@ fn a_worker_that_computes_wrong_is_found_and_barred() {
     for seed in 0..300 {
         let world = with_a_wrong_one(seed, 3 + seed as u32 % 3);
         assert_eq!(world.parameters, right_parameters(&world.spec), "seed {seed}: the hash is wrong");
-        audit(world.records.as_bytes()).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        audit(world.records.as_bytes(), MAX_SAMPLES).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
         let mut wrong = world.left.iter().filter(|(_, reason)| reason.starts_with("computed leaf"));
         assert!(wrong.clone().count() <= 1, "seed {seed}: {:?}", world.left);
         if let Some((_, reason)) = wrong.next_back() {
@@ -246,7 +247,7 @@ fn a_worker_that_computes_wrong_is_found_by_a_restarted_coordinator_too() {
         }
         world.run();
         assert_eq!(world.parameters, right_parameters(&world.spec), "seed {seed}: the hash is wrong");
-        audit(world.records.as_bytes()).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        audit(world.records.as_bytes(), MAX_SAMPLES).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
     }
 }
 
