@@ -111,6 +111,8 @@ pub type Connection = InterceptedService<Channel, Bearer>;
 #[derive(Clone, Debug)]
 pub struct Access {
     endpoint: Endpoint,
+    /// Whether there is no certificate of its own.
+    anonymous: bool,
     bearer: Bearer,
 }
 
@@ -134,6 +136,12 @@ const PLAIN_HINT: &str = "it does not speak TLS: is its address one with http://
 const TRUST_HINT: &str = "--tls-ca names the authority to trust, --tls-name the name in the certificate";
 const TLS_HINT: &str = "it seems to speak TLS: use https://, and --tls-ca";
 const IDENTITY_HINT: &str = "it lets in clients only with a certificate that it trusts: --tls-cert and --tls-key";
+
+const ANONYMOUS_HINT: &str =
+    "if it lets in clients only with a certificate that it trusts, there must be --tls-cert and --tls-key";
+
+/// What hyper says to a call on a connection that is closed already. If an alert closed it, that is lost.
+const CLOSED: &str = "connection closed";
 
 /// What rustls calls the alerts that a server answers a client's certificate with, or the lack of one.
 const CERTIFICATE_ALERTS: [&str; 7] = [
@@ -182,7 +190,8 @@ impl Target {
         } else if self.ca.is_some() || self.identity.is_some() || self.name.is_some() {
             return Err(TargetError::Unencrypted { url: self.url.clone() });
         }
-        Ok(Access { endpoint, bearer: Bearer(token.map(|token| token.bearer())) })
+        let anonymous = self.identity.is_none();
+        Ok(Access { endpoint, anonymous, bearer: Bearer(token.map(|token| token.bearer())) })
     }
 
     fn tls(&self) -> Result<ClientTlsConfig, TargetError> {
@@ -238,6 +247,9 @@ impl Access {
         // h2 keeps the text of what caused an error, and nothing else of it.
         let reason = describe(status);
         let encrypted = self.endpoint.uri().scheme_str() == Some("https");
+        if encrypted && self.anonymous && reason.contains(CLOSED) {
+            return Some(ConnectError { reason: format!("{reason}; {ANONYMOUS_HINT}"), permanent: false });
+        }
         let hint = if encrypted {
             CERTIFICATE_ALERTS.iter().any(|alert| reason.contains(alert)).then_some(IDENTITY_HINT)
         } else {
@@ -300,6 +312,19 @@ mod tests {
             assert!(with(url, true).load().is_ok(), "{url}");
             assert!(Target::open(url).load().is_ok(), "{url} without a token");
         }
+    }
+
+    /// Scenario: the coordinator demands a certificate, and its alert was read before the call was made. Property: what may
+    /// be missing is said, and it is worth trying again.
+    #[test]
+    fn a_connection_that_was_closed_without_a_word_may_need_a_certificate() {
+        let access = |url: &str| Target::open(url).load().unwrap();
+        let closed = Status::cancelled("operation was canceled: connection closed");
+        let refused = access("https://127.0.0.1:1").refused(&closed).expect("an explanation");
+        assert!(!refused.permanent && refused.reason.contains("--tls-cert"), "{refused}");
+        let certified = Access { anonymous: false, ..access("https://127.0.0.1:1") };
+        assert!(certified.refused(&closed).is_none());
+        assert!(access("http://127.0.0.1:1").refused(&closed).is_none());
     }
 
     #[test]

@@ -199,8 +199,10 @@ async fn take_part(
     let transport = match join(access, control, request, options.shared_memory).await {
         Ok(transport) => transport,
         Err(status) => {
-            if let Some(untrusted) = access.refused(&status) {
-                return Ok(Attempt::Untrusted(untrusted));
+            match access.refused(&status) {
+                Some(refused) if refused.permanent => return Ok(Attempt::Untrusted(refused)),
+                Some(refused) => return Ok(Attempt::Unreachable(refused.reason)),
+                None => {}
             }
             let reason = describe(&status);
             if let Some(Refusal::NotAdmitted(protocol::Refusal::Finished { .. })) = Refusal::of(&status) {
