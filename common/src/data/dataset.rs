@@ -125,7 +125,7 @@ impl Dataset {
         if dataset.is_empty() { Err(Fault::Empty.of(&dataset.name)) } else { Ok(dataset) }
     }
 
-    /// A data set from the bytes of [`to_le_bytes`](Self::to_le_bytes). No bytes give no samples, since
+    /// A data set from the bytes of [`into_le_bytes`](Self::into_le_bytes). No bytes give no samples, since
     /// [`select`](Self::select) can have made such a set.
     ///
     /// # Errors
