@@ -18,38 +18,18 @@ case $rounds$seconds$repeats in
     *[!0-9]*) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 
-root=$(cd "$(dirname "$0")/.." && pwd)
-if [ -z "${LOCKSTEP:-}" ]; then
-    (cd "$root" && cargo build --release --locked)
-    LOCKSTEP=${CARGO_TARGET_DIR:-$root/target}/release/lockstep
-fi
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+source "$(dirname "$0")/turns.sh"
 
-# train NAME SECONDS: one run; appends its training time and its processor time to NAME.wall and NAME.cpu.
-train() {
-    local out=$work/run TIMEFORMAT='%U %S' wall cpu
-    rm -rf "$out"
-    { time LOCKSTEP_LOG=info "$LOCKSTEP" train --preset "$preset" --max-rounds "$rounds" --out "$out" --json \
-        --set "checkpoint.every_seconds=$2" >"$work/stdout" 2>"$work/stderr"; } 2>"$work/time" || { cat "$work/stderr"; exit 1; }
-    wall=$(sed -n 's/.*"wall_seconds": \([0-9.]*\).*/\1/p' "$out/summary.json")
-    cpu=$(awk '{ print $1 + $2 }' "$work/time")
-    echo "$wall" >>"$work/$1.wall"
-    echo "$cpu" >>"$work/$1.cpu"
+# one KIND SECONDS: one run with a checkpoint every so many seconds, none for 0.
+one() {
+    train "$1" --preset "$preset" --max-rounds "$rounds" --set "checkpoint.every_seconds=$2"
     sed -n 's/.*checkpoint after round [0-9]* written in \([0-9.]*\) s.*/\1/p' "$work/stderr" >>"$work/$1.written"
     echo "$1: training $wall s, processor $cpu s, $(grep -c 'written in' "$work/stderr") checkpoints"
 }
 
-median() {
-    sort -n "$1" | awk '{ value[NR] = $1 } END { print (value[int((NR + 1) / 2)] + value[int((NR + 2) / 2)]) / 2 }'
-}
-
 for ((repeat = 0; repeat < repeats; repeat++)); do
-    train with "$seconds"
-    train without 0
+    one with "$seconds"
+    one without 0
 done
-for kind in wall cpu; do
-    with=$(median "$work/with.$kind") without=$(median "$work/without.$kind")
-    echo "median $kind time: $with s with checkpoints every $seconds s, $without s without: $(awk "BEGIN { printf \"%+.2f\", ($with / $without - 1) * 100 }") %"
-done
+ratios "checkpoints every $seconds s"
 echo "a checkpoint has $(stat -c %s "$work"/run/checkpoints/*.checkpoint | tail -1) bytes; written in $(median "$work/with.written") s (median), in the background"

@@ -17,39 +17,18 @@ case $rounds$repeats in
     *[!0-9]*) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 
-root=$(cd "$(dirname "$0")/.." && pwd)
-if [ -z "${LOCKSTEP:-}" ]; then
-    (cd "$root" && cargo build --release --locked)
-    LOCKSTEP=${CARGO_TARGET_DIR:-$root/target}/release/lockstep
-fi
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+source "$(dirname "$0")/turns.sh"
 
-# train NAME LEAVES: one run in which one leaf in so many is checked, none for 0; appends to NAME.wall and NAME.cpu.
-train() {
-    local out=$work/run TIMEFORMAT='%U %S' wall cpu
-    rm -rf "$out"
-    { time "$LOCKSTEP" train --workers 2 --preset "$preset" --max-rounds "$rounds" --out "$out" --json \
-        --set "cluster.spot_check=$2" --set checkpoint.every_seconds=0 >"$work/stdout" 2>"$work/stderr"; } 2>"$work/time" ||
-        { cat "$work/stderr"; exit 1; }
-    wall=$(sed -n 's/.*"wall_seconds": \([0-9.]*\).*/\1/p' "$out/summary.json")
-    cpu=$(awk '{ print $1 + $2 }' "$work/time")
-    echo "$wall" >>"$work/$1.wall"
-    echo "$cpu" >>"$work/$1.cpu"
-    sed -n 's/.*"params_sha256": "\([0-9a-f]*\)".*/\1/p' "$out/summary.json" >>"$work/hashes"
-    echo "$1: training $wall s, processor $cpu s, rounds with a checked leaf: $(grep -c '"checked":\[[^]]' "$out/ledger.jsonl" || true)"
-}
-
-median() {
-    sort -n "$1" | awk '{ value[NR] = $1 } END { print (value[int((NR + 1) / 2)] + value[int((NR + 2) / 2)]) / 2 }'
+# one KIND LEAVES: one run in which one leaf in so many is checked, none for 0.
+one() {
+    train "$1" --workers 2 --preset "$preset" --max-rounds "$rounds" --set "cluster.spot_check=$2" --set checkpoint.every_seconds=0
+    sed -n 's/.*"params_sha256": "\([0-9a-f]*\)".*/\1/p' "$work/run/summary.json" >>"$work/hashes"
+    echo "$1: training $wall s, processor $cpu s, rounds with a checked leaf: $(grep -c '"checked":\[[^]]' "$work/run/ledger.jsonl" || true)"
 }
 
 for ((repeat = 0; repeat < repeats; repeat++)); do
-    train with 256
-    train without 0
+    one with 256
+    one without 0
 done
 [ "$(sort -u "$work/hashes" | wc -l)" -eq 1 ] || { echo "DIFFERENT:"; cat "$work/hashes"; exit 1; }
-for kind in wall cpu; do
-    with=$(median "$work/with.$kind") without=$(median "$work/without.$kind")
-    echo "median $kind time: $with s with spot checks, $without s without: $(awk "BEGIN { printf \"%+.2f\", ($with / $without - 1) * 100 }") %"
-done
+ratios "spot checks"
