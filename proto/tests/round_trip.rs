@@ -172,6 +172,18 @@ proptest! {
     }
 }
 
+/// As with fewer validation samples than shards.
+#[test]
+fn an_empty_shard_is_one_message() {
+    let job = small_job(8, 3, 3, 28);
+    let shard = ShardRef { split: Split::Training, shard: 7 };
+    assert_eq!(job.schedule.shard_samples(shard.shard), 0);
+    let messages: Vec<_> = shard_messages(&job, 0, std::iter::empty()).collect();
+    assert_eq!(messages.len(), 1);
+    let samples = ShardReader::new(&job, shard).unwrap().read(carried(&messages[0])).unwrap();
+    assert_eq!(samples, Some(Samples { ids: Vec::new(), data: Vec::new() }));
+}
+
 #[test]
 fn a_large_assignment_comes_in_pieces_and_arrives_whole() {
     let mut welcome = small_welcome();

@@ -51,9 +51,11 @@ pub fn shard_messages<P: Iterator<Item = Samples> + Send>(
     let mut cutters = parts.map(|part| Cutter::new(Arc::new(part))).filter(|cutter| !cutter.is_empty()).peekable();
     std::iter::from_fn(move || {
         let Some(cutter) = cutters.peek_mut() else {
-            // An empty shard is one message, too.
-            let piece = Some(v1::SamplePiece::default());
-            return header.take().map(|header| v1::FetchShardResponse { header: Some(header), piece, last: true });
+            // An empty shard is one message, too, with the checksum of nothing.
+            let header = Some(header.take()?);
+            let nothing = Arc::new(Samples { ids: Vec::new(), data: Vec::new() });
+            let piece = Some(Cutter::new(nothing).cut(&mut CHUNK_BYTES.clone()));
+            return Some(v1::FetchShardResponse { header, piece, last: true });
         };
         let piece = cutter.cut(&mut CHUNK_BYTES.clone());
         if cutter.is_empty() {
