@@ -177,7 +177,7 @@ impl Writer {
         let state = State { ledger, events_bytes, ..draft.state.clone() };
         fs::create_dir_all(&self.directory)?;
         let path = self.directory.join(file_name(state.standing.rounds));
-        files::replace(&path, |file| format::write(file, &state, parameters, moments))
+        files::replace_large(&path, |file| format::write(file, &state, parameters, moments))
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
         // Old ones go only now that there is a new one.
         for (_, path) in list(&self.directory)?.into_iter().skip(self.keep) {
