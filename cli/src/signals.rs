@@ -66,10 +66,12 @@ mod tests {
 
     #[tokio::test]
     async fn being_asked_while_nobody_waits_is_not_forgotten() {
-        let mut asked = Asked::listen();
-        raise(SIGTERM).unwrap();
-        assert_eq!(asked.wait().await, "asked to terminate");
-        raise(SIGINT).unwrap();
-        assert_eq!(asked.wait().await, "interrupted");
+        let (mut asked, mut witness) = (Asked::listen(), Asked::listen());
+        for (signal, by_whom) in [(SIGTERM, "asked to terminate"), (SIGINT, "interrupted")] {
+            raise(signal).unwrap();
+            // Once one listener knows of it, the others were told.
+            assert_eq!(witness.wait().await, by_whom);
+            assert_eq!(asked.wait().await, by_whom);
+        }
     }
 }
