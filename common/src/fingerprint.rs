@@ -1,10 +1,11 @@
 //! The numerics fingerprint: do two processes compute the same bits?
 //!
-//! A worker announces the digest of a small computation that touches every kernel. A coordinator admits only workers
-//! whose digest equals its own, so that a build with other arithmetic can never mix its bits into a run.
+//! A worker announces the digest of a small computation that touches every kernel, for each precision. A coordinator
+//! admits only workers whose digest for the run's precision equals its own, so that a build with other arithmetic can
+//! never mix its bits into a run.
 
 use crate::hash::{Digest, DigestBuilder};
-use crate::kernel::{AlignedFloats, Isa, elementwise};
+use crate::kernel::{AlignedFloats, Arithmetic, Isa, Precision, elementwise};
 use crate::model::{Activation, ModelSpec};
 use crate::nn::{Loss, Network, Weights, initial_parameters};
 use crate::rng::{Purpose, Stream};
@@ -16,8 +17,35 @@ pub const NUMERICS_VERSION: u64 = 1;
 /// A model with every kind of layer, odd sizes and channel counts that leave vectors part-filled.
 const SELF_TEST_MODEL: &str = include_str!("../models/self-test.toml");
 
-/// The fingerprint of computing on `isa`.
-pub fn fingerprint(isa: Isa) -> Digest {
+/// Fingerprints of one process, by precision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fingerprints {
+    /// Of computing with 32-bit floats.
+    pub f32: Digest,
+    /// Of computing with operands that are rounded to bfloat16.
+    pub bf16: Digest,
+}
+
+impl Fingerprints {
+    /// Those of computing on `isa`.
+    pub fn of(isa: Isa) -> Self {
+        let [f32, bf16] = [Precision::F32, Precision::Bf16].map(|precision| fingerprint(Arithmetic { isa, precision }));
+        Self { f32, bf16 }
+    }
+
+    /// The one that workers of a run in that precision must have.
+    pub fn in_precision(&self, precision: Precision) -> Digest {
+        match precision {
+            Precision::F32 => self.f32,
+            Precision::Bf16 => self.bf16,
+        }
+    }
+}
+
+/// The fingerprint of computing in that way.
+pub fn fingerprint(arithmetic: impl Into<Arithmetic>) -> Digest {
+    let arithmetic = arithmetic.into();
+    let isa = arithmetic.isa;
     let mut digest = DigestBuilder::default();
     digest.number(NUMERICS_VERSION);
     let model = ModelSpec::from_toml(SELF_TEST_MODEL)
@@ -26,7 +54,7 @@ pub fn fingerprint(isa: Isa) -> Digest {
         .expect("the self-test model resolves: a test reads it");
     let mut stream = Stream::new(0, Purpose::SelfTest, 0, 0);
     for loss in [Loss::Mse, Loss::BinaryCrossentropy] {
-        let network = Network::new(&model, loss, isa);
+        let network = Network::new(&model, loss, arithmetic);
         let parameters = initial_parameters(&model.layout, 1);
         let mut packed = AlignedFloats::zeros(network.packed_len());
         network.pack(&parameters, &mut packed);
@@ -58,10 +86,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_instruction_set_has_the_fingerprint_of_the_specification() {
-        let expected = fingerprint(Isa::SCALAR);
+    fn every_instruction_set_has_the_fingerprints_of_the_specification() {
+        let expected = Fingerprints::of(Isa::SCALAR);
         for isa in Isa::available() {
-            assert_eq!(fingerprint(isa), expected, "{isa}");
+            assert_eq!(Fingerprints::of(isa), expected, "{isa}");
         }
+    }
+
+    #[test]
+    fn precisions_have_fingerprints_of_their_own() {
+        let fingerprints = Fingerprints::of(Isa::best());
+        assert_ne!(fingerprints.f32, fingerprints.bf16);
+        assert_eq!(fingerprints.f32, fingerprint(Isa::best()));
+        let of = |precision| fingerprints.in_precision(precision);
+        assert_eq!([of(Precision::F32), of(Precision::Bf16)], [fingerprints.f32, fingerprints.bf16]);
     }
 }

@@ -6,8 +6,10 @@
 
 #[path = "../src/kernel/fenced.rs"]
 mod fenced;
+#[path = "support/product_sums.rs"]
+mod product_sums;
 
-use fenced::{Edge, Fenced};
+use fenced::Edge;
 use lockstep_common::kernel::Isa;
 use lockstep_common::kernel::contraction::{
     After, ChannelCounts, Direction, Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands, SLACK,
@@ -16,235 +18,57 @@ use lockstep_common::kernel::elementwise::{self, AdamSlices, AdamStep, SquareSum
 use lockstep_common::kernel::lists::Lists;
 use lockstep_common::kernel::pooling::{self, Windows};
 use lockstep_common::kernel::transpose::{MatrixShape, transpose};
-use lockstep_common::model::{Activation, Pair};
-use lockstep_common::rng::{Purpose, Stream};
-
-/// A NaN that no arithmetic makes: where it stands, nothing has been written; what it touches turns to NaN.
-const CANARY: f32 = f32::from_bits(0x7fa5_a5a5);
-
-/// Around all vector and panel widths.
-const CHANNELS: [usize; 14] = [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65];
-/// What is combined with them.
-const OTHER_CHANNELS: [usize; 4] = [1, 5, 16, 19];
-/// From this number of channels to fewer, a gather over several taps works tap by tap.
-const NARROW: usize = 16;
+use lockstep_common::model::Activation;
+use product_sums::*;
 
 const LENGTHS: [usize; 11] = [0, 1, 7, 8, 9, 15, 16, 17, 31, 33, 100];
 
-/// An operand with a page that nobody may touch right before or right behind it, and canaries around the rest.
-struct Guarded(Fenced);
-
-impl Guarded {
-    fn new(values: &[f32], edge: Edge) -> Self {
-        let mut operand = Self::blank(values.len(), edge);
-        operand.0.copy_from_slice(values);
-        operand
-    }
-
-    fn blank(len: usize, edge: Edge) -> Self {
-        Self(Fenced::new(len, edge, CANARY))
-    }
-
-    /// The values and `slack` canaries, which may be read.
-    fn with_slack(values: &[f32], slack: usize, edge: Edge) -> Self {
-        let mut operand = Self::blank(values.len() + slack, edge);
-        operand.0[..values.len()].copy_from_slice(values);
-        operand
-    }
-
-    fn values(&self) -> &[f32] {
-        &self.0
-    }
-
-    fn values_mut(&mut self) -> &mut [f32] {
-        &mut self.0
-    }
-
-    fn assert_untouched(&self, place: &str) {
-        assert!(self.0.around().all(|value| value.to_bits() == CANARY.to_bits()), "{place}: writes outside");
-    }
-}
-
-fn random_values(len: usize, stream: &mut Stream) -> Vec<f32> {
-    (0..len).map(|_| random(stream)).collect()
-}
-
-/// From -1 to 1, now and then exactly 0.
-fn random(stream: &mut Stream) -> f32 {
-    if stream.below(8) == 0 { 0.0 } else { stream.uniform() * 2.0 - 1.0 }
-}
-
-fn stream(first: usize, second: usize) -> Stream {
-    Stream::new(11, Purpose::SelfTest, first as u32, second as u32)
-}
-
-fn pair(rows: usize, columns: usize) -> Pair {
-    Pair { rows, columns }
-}
-
-/// Convolutions of small images, with and without padding, strides, dead taps and pixels that no tap reaches.
-fn relations() -> Vec<(&'static str, PixelRelation)> {
-    let relation = |high, low, kernel, strides, padding| PixelRelation { high, low, kernel, strides, padding };
-    vec![
-        ("one pixel", PixelRelation::pointwise(1)),
-        ("five pixels", PixelRelation::pointwise(5)),
-        ("valid", relation(pair(4, 5), pair(3, 3), pair(2, 3), pair(1, 1), pair(0, 0))),
-        ("padded", relation(pair(3, 4), pair(3, 4), pair(3, 3), pair(1, 1), pair(1, 1))),
-        ("strides", relation(pair(5, 6), pair(3, 2), pair(3, 4), pair(2, 3), pair(1, 0))),
-        ("gaps", relation(pair(6, 5), pair(2, 2), pair(2, 1), pair(3, 3), pair(0, 0))),
-        ("dead taps", relation(pair(1, 2), pair(1, 2), pair(3, 5), pair(1, 1), pair(1, 2))),
-        ("one tap, strides", relation(pair(3, 4), pair(2, 2), pair(1, 1), pair(2, 2), pair(0, 0))),
-    ]
-}
-
-/// (tap, high pixel) for every low pixel, or the other way round, in the order of the taps.
-fn sources(relation: &PixelRelation, direction: Direction) -> Vec<Vec<(usize, usize)>> {
-    let (high, low) = (relation.high.rows * relation.high.columns, relation.low.rows * relation.low.columns);
-    let mut sources = vec![Vec::new(); if direction == Direction::ToLow { low } else { high }];
-    for tap_y in 0..relation.kernel.rows {
-        for tap_x in 0..relation.kernel.columns {
-            for y in 0..relation.low.rows {
-                for x in 0..relation.low.columns {
-                    let high_y = (y * relation.strides.rows + tap_y).checked_sub(relation.padding.rows);
-                    let high_x = (x * relation.strides.columns + tap_x).checked_sub(relation.padding.columns);
-                    let (Some(high_y), Some(high_x)) = (high_y, high_x) else { continue };
-                    if high_y >= relation.high.rows || high_x >= relation.high.columns {
-                        continue;
-                    }
-                    let tap = tap_y * relation.kernel.columns + tap_x;
-                    let (high, low) = (high_y * relation.high.columns + high_x, y * relation.low.columns + x);
-                    match direction {
-                        Direction::ToLow => sources[low].push((tap, high)),
-                        Direction::ToHigh => sources[high].push((tap, low)),
-                    }
-                }
+fn check_gather(case: &GatherCase, name: &str) {
+    let [(input_pixels, channels_in), (output_pixels, channels_out)] = case.sizes();
+    let mut stream = stream(channels_in * 100 + channels_out, case.samples);
+    let input = random_values(case.samples * input_pixels * channels_in, &mut stream);
+    let weights = random_values(case.relation.taps() * channels_in * channels_out, &mut stream);
+    let bias = random_values(channels_out, &mut stream);
+    let gate = random_values(case.samples * output_pixels * channels_out, &mut stream);
+    let bias = case.with_bias.then_some(&bias[..]);
+    let expected = case.specification(&input, &weights, bias, &gate, channels_in);
+    for isa in Isa::available() {
+        // A plan may be for more samples than there are.
+        let plan = Gather::new(isa, &case.relation, case.direction, case.channels, case.samples.max(1) + 1);
+        for edge in [Edge::Start, Edge::End] {
+            let place = format!("{name}: {case:?} on {isa}, {edge:?}");
+            eprintln!("{place}");
+            let mut packed = Guarded::blank(plan.packed_len(), edge);
+            plan.pack(Guarded::new(&weights, edge).values(), packed.values_mut());
+            let bias = bias.map(|bias| Guarded::new(bias, edge));
+            let mut scratch = Guarded::blank(plan.scratch_len(), edge);
+            // Longer buffers are used up to where they are needed.
+            for longer in [0, 50] {
+                let input = Guarded::with_slack(&input, longer, edge);
+                let gate = Guarded::with_slack(&gate, longer, edge);
+                let mut output = Guarded::blank(expected.len() + longer, edge);
+                let operands = GatherOperands {
+                    input: input.values(),
+                    packed: packed.values(),
+                    bias: bias.as_ref().map(Guarded::values),
+                    output: output.values_mut(),
+                    after: match case.finish {
+                        Finish::Keep => After::Keep,
+                        Finish::Relu => After::Relu,
+                        Finish::Gate => After::Gate(gate.values()),
+                    },
+                    scratch: scratch.values_mut(),
+                };
+                plan.run(case.samples, operands);
+                let (output_values, beyond) = output.values().split_at(expected.len());
+                assert_same_bits(&place, output_values, &expected);
+                assert!(beyond.iter().all(|value| value.to_bits() == CANARY.to_bits()), "{place}: writes beyond");
+                output.assert_untouched(&place);
             }
+            packed.assert_untouched(&place);
+            scratch.assert_untouched(&place);
         }
     }
-    sources
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Finish {
-    Keep,
-    Relu,
-    Gate,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct GatherCase {
-    relation: PixelRelation,
-    direction: Direction,
-    channels: ChannelCounts,
-    samples: usize,
-    with_bias: bool,
-    finish: Finish,
-}
-
-impl GatherCase {
-    /// Input and output: (pixels, channels).
-    fn sizes(&self) -> [(usize, usize); 2] {
-        let high = (self.relation.high.rows * self.relation.high.columns, self.channels.high);
-        let low = (self.relation.low.rows * self.relation.low.columns, self.channels.low);
-        if self.direction == Direction::ToLow { [high, low] } else { [low, high] }
-    }
-
-    /// The definition: for each output, the bias, then tap by tap, then channel by channel. If there are many inputs
-    /// and few outputs, each tap's channels are summed from 0, and these sums are added to the bias.
-    fn specification(&self, input: &[f32], weights: &[f32], bias: Option<&[f32]>, gate: &[f32]) -> Vec<f32> {
-        let [(input_pixels, channels_in), (_, channels_out)] = self.sizes();
-        let tap_by_tap = channels_out < NARROW && self.relation.taps() > 1 && channels_in >= NARROW;
-        let mut output = Vec::new();
-        for sample in 0..self.samples {
-            for taps in &sources(&self.relation, self.direction) {
-                for channel in 0..channels_out {
-                    let mut sum = bias.map_or(0.0, |bias| bias[channel]);
-                    for &(tap, pixel) in taps {
-                        let start = if tap_by_tap { 0.0 } else { sum };
-                        let of_tap = (0..channels_in).fold(start, |sum, k| {
-                            let (high, low) =
-                                if self.direction == Direction::ToLow { (k, channel) } else { (channel, k) };
-                            let weight = weights[(tap * self.channels.high + high) * self.channels.low + low];
-                            input[(sample * input_pixels + pixel) * channels_in + k].mul_add(weight, sum)
-                        });
-                        sum = if tap_by_tap { sum + of_tap } else { of_tap };
-                    }
-                    let closed = match self.finish {
-                        Finish::Keep => false,
-                        Finish::Relu => sum <= 0.0,
-                        Finish::Gate => gate[output.len()] <= 0.0,
-                    };
-                    output.push(if closed { 0.0 } else { sum });
-                }
-            }
-        }
-        output
-    }
-
-    fn check(&self, name: &str) {
-        let [(input_pixels, channels_in), (output_pixels, channels_out)] = self.sizes();
-        let mut stream = stream(channels_in * 100 + channels_out, self.samples);
-        let input = random_values(self.samples * input_pixels * channels_in, &mut stream);
-        let weights = random_values(self.relation.taps() * channels_in * channels_out, &mut stream);
-        let bias = random_values(channels_out, &mut stream);
-        let gate = random_values(self.samples * output_pixels * channels_out, &mut stream);
-        let bias = self.with_bias.then_some(&bias[..]);
-        let expected = self.specification(&input, &weights, bias, &gate);
-        for isa in Isa::available() {
-            // A plan may be for more samples than there are.
-            let plan = Gather::new(isa, &self.relation, self.direction, self.channels, self.samples.max(1) + 1);
-            for edge in [Edge::Start, Edge::End] {
-                let place = format!("{name}: {self:?} on {isa}, {edge:?}");
-                eprintln!("{place}");
-                let mut packed = Guarded::blank(plan.packed_len(), edge);
-                plan.pack(Guarded::new(&weights, edge).values(), packed.values_mut());
-                let bias = bias.map(|bias| Guarded::new(bias, edge));
-                let mut scratch = Guarded::blank(plan.scratch_len(), edge);
-                // Longer buffers are used up to where they are needed.
-                for longer in [0, 50] {
-                    let input = Guarded::with_slack(&input, longer, edge);
-                    let gate = Guarded::with_slack(&gate, longer, edge);
-                    let mut output = Guarded::blank(expected.len() + longer, edge);
-                    let operands = GatherOperands {
-                        input: input.values(),
-                        packed: packed.values(),
-                        bias: bias.as_ref().map(Guarded::values),
-                        output: output.values_mut(),
-                        after: match self.finish {
-                            Finish::Keep => After::Keep,
-                            Finish::Relu => After::Relu,
-                            Finish::Gate => After::Gate(gate.values()),
-                        },
-                        scratch: scratch.values_mut(),
-                    };
-                    plan.run(self.samples, operands);
-                    let (output_values, beyond) = output.values().split_at(expected.len());
-                    assert_same_bits(&place, output_values, &expected);
-                    assert!(beyond.iter().all(|value| value.to_bits() == CANARY.to_bits()), "{place}: writes beyond");
-                    output.assert_untouched(&place);
-                }
-                packed.assert_untouched(&place);
-                scratch.assert_untouched(&place);
-            }
-        }
-    }
-}
-
-fn assert_same_bits(place: &str, got: &[f32], expected: &[f32]) {
-    assert_eq!(got.len(), expected.len(), "{place}: length");
-    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
-        let (bits, expected_bits) = (got.to_bits(), expected.to_bits());
-        assert_eq!(
-            bits, expected_bits,
-            "{place}: element {i} is {got:e} ({bits:08x}), expected {expected:e} ({expected_bits:08x})"
-        );
-    }
-}
-
-/// Pairs of channel counts, each with a different number of samples from 1 to 7.
-fn channel_pairs() -> impl Iterator<Item = (ChannelCounts, usize)> {
-    let pairs = CHANNELS.into_iter().flat_map(|a| OTHER_CHANNELS.into_iter().flat_map(move |b| [(a, b), (b, a)]));
-    pairs.enumerate().map(|(i, (high, low))| (ChannelCounts { high, low }, i % 7 + 1))
 }
 
 #[test]
@@ -254,7 +78,7 @@ fn gathers_sum_bias_taps_and_channels_in_order() {
             for direction in [Direction::ToLow, Direction::ToHigh] {
                 let finish = [Finish::Keep, Finish::Relu, Finish::Gate][i % 3];
                 let with_bias = i % 5 < 3;
-                GatherCase { relation, direction, channels, samples, with_bias, finish }.check(name);
+                check_gather(&GatherCase { relation, direction, channels, samples, with_bias, finish }, name);
             }
         }
     }
@@ -267,45 +91,12 @@ fn gathers_with_every_start_finish_and_number_of_samples() {
             for direction in [Direction::ToLow, Direction::ToHigh] {
                 for finish in [Finish::Keep, Finish::Relu, Finish::Gate] {
                     for (with_bias, samples) in (0..=7).flat_map(|samples| [(false, samples), (true, samples)]) {
-                        GatherCase { relation, direction, channels, samples, with_bias, finish }.check(name);
+                        check_gather(&GatherCase { relation, direction, channels, samples, with_bias, finish }, name);
                     }
                 }
             }
         }
     }
-}
-
-/// The definition: for each weight, what was there or 0, then sample by sample, row by row, column by column of the low
-/// image.
-fn reduce_specification(
-    relation: &PixelRelation,
-    channels: ChannelCounts,
-    samples: usize,
-    (high, low): (&[f32], &[f32]),
-    before: Option<&[f32]>,
-) -> Vec<f32> {
-    let (high_pixels, low_pixels) =
-        (relation.high.rows * relation.high.columns, relation.low.rows * relation.low.columns);
-    let sources = sources(relation, Direction::ToLow);
-    let mut gradient = Vec::new();
-    for tap in 0..relation.taps() {
-        for high_channel in 0..channels.high {
-            for low_channel in 0..channels.low {
-                let mut sum = before.map_or(0.0, |before| before[gradient.len()]);
-                for sample in 0..samples {
-                    for (low_pixel, taps) in sources.iter().enumerate() {
-                        for (_, high_pixel) in taps.iter().filter(|(of, _)| *of == tap) {
-                            let a = high[(sample * high_pixels + high_pixel) * channels.high + high_channel];
-                            let b = low[(sample * low_pixels + low_pixel) * channels.low + low_channel];
-                            sum = a.mul_add(b, sum);
-                        }
-                    }
-                }
-                gradient.push(sum);
-            }
-        }
-    }
-    gradient
 }
 
 fn check_reduce(name: &str, relation: &PixelRelation, channels: ChannelCounts, samples: usize) {
@@ -317,7 +108,7 @@ fn check_reduce(name: &str, relation: &PixelRelation, channels: ChannelCounts, s
     let before = random_values(relation.taps() * channels.high * channels.low, &mut stream);
     for accumulate in [false, true] {
         let start = accumulate.then_some(&before[..]);
-        let expected = reduce_specification(relation, channels, samples, (&high, &low), start);
+        let expected = reduce_specification(relation, channels, (samples, 1), (&high, &low), start);
         for isa in Isa::available() {
             let plan = Reduce::new(isa, relation, channels);
             for edge in [Edge::Start, Edge::End] {

@@ -1,10 +1,12 @@
 //! The products of dense layers against plain loops in the documented order, to the bit, for leaves of any sizes and any
-//! number of threads. No float outside an operand may matter or change.
+//! number of threads. No float outside an operand may matter or change. In bfloat16 operands are rounded first, and sums
+//! over samples take two at a time.
 
-use lockstep_common::kernel::Isa;
+use lockstep_common::kernel::bf16;
 use lockstep_common::kernel::contraction::{
     After, Crew, Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient, MAX_LEAVES,
 };
+use lockstep_common::kernel::{Arithmetic, Isa, Precision};
 use lockstep_common::rng::{Purpose, Stream};
 
 /// A NaN that no arithmetic makes.
@@ -61,10 +63,25 @@ struct Case {
 }
 
 impl Case {
+    /// The order in which a leaf's rows, (sample, pixel), are summed: sample by sample, or two samples by two.
+    fn order(&self, samples: usize, precision: Precision) -> Vec<usize> {
+        let (pixels, together) = (self.shape.pixels, if precision == Precision::F32 { 1 } else { 2 });
+        let of_block = |first: usize| {
+            let place = move |pixel| (first..samples.min(first + together)).map(move |sample| sample * pixels + pixel);
+            (0..pixels).flat_map(place)
+        };
+        (0..samples).step_by(together).flat_map(of_block).collect()
+    }
+
     /// The gradient of kernel and bias over one leaf, on top of `start`.
-    fn leaf_gradient(&self, input: &[f32], delta: &[f32], start: &[f32]) -> Vec<f32> {
-        let DenseShape { inputs, outputs, .. } = self.shape;
+    fn leaf_gradient(&self, input: &[f32], delta: &[f32], start: &[f32], precision: Precision) -> Vec<f32> {
+        let DenseShape { pixels, inputs, outputs } = self.shape;
         let depth = delta.len() / outputs;
+        let order = self.order(depth / pixels, precision);
+        let in_order = |values: &[f32], columns: usize| -> Vec<f32> {
+            order.iter().flat_map(|row| values[row * columns..][..columns].to_vec()).collect()
+        };
+        let (input, delta) = (in_order(input, inputs), in_order(delta, outputs));
         let kernel = product(
             [inputs, depth, outputs],
             |i, j| start[i * outputs + j],
@@ -85,12 +102,22 @@ impl Case {
     }
 
     fn check(&self) {
+        Precision::ALL.into_iter().for_each(|precision| self.check_in(precision));
+    }
+
+    fn check_in(&self, precision: Precision) {
         let DenseShape { pixels, inputs, outputs } = self.shape;
         let samples: usize = self.leaves.iter().sum();
         let rows = samples * pixels;
         let (input, delta) = (random(rows * inputs, 1), random(rows * outputs, 2));
         let (weights, bias) = (random(inputs * outputs, 3), random(outputs, 4));
         let bias = self.with_bias.then_some(&bias[..]);
+        let given = (input.clone(), delta.clone(), weights.clone());
+        let round = |values: Vec<f32>| match precision {
+            Precision::F32 => values,
+            Precision::Bf16 => values.into_iter().map(bf16::round).collect(),
+        };
+        let [input, delta, weights] = [input, delta, weights].map(round);
         let (outward, inward) = (random(rows * outputs, 5), random(rows * inputs, 6));
 
         let start = |_, j: usize| bias.map_or(0.0, |bias| bias[j]);
@@ -109,16 +136,17 @@ impl Case {
             let range = first..first + count * pixels;
             first = range.end;
             let input = &input[range.start * inputs..range.end * inputs];
-            self.leaf_gradient(input, &delta[range.start * outputs..range.end * outputs], &zero)
+            self.leaf_gradient(input, &delta[range.start * outputs..range.end * outputs], &zero, precision)
         });
         let gradient = Self::tree(of_leaves.collect());
-        let continued = self.leaf_gradient(&input, &delta, &before);
+        let continued = self.leaf_gradient(&input, &delta, &before, precision);
+        let (input, delta, weights) = given;
 
         for isa in Isa::available() {
-            let place = format!("{self:?} on {isa}");
+            let place = format!("{self:?} in {precision} on {isa}");
             // A plan may be for more samples than there are.
-            let plan = Dense::new(isa, self.shape, samples + 1);
-            let mut crew = Crew::new(self.threads, plan.desk());
+            let plan = Dense::new(Arithmetic { isa, precision }, self.shape, samples + 1);
+            let mut crew = Crew::new(self.threads, plan.crew());
             let blank = vec![CANARY; rows * outputs];
             for (after, expected) in [
                 (After::Keep, sums.clone()),
@@ -195,5 +223,5 @@ fn leaves_that_are_no_subtree() {
     let plan = Dense::new(Isa::SCALAR, DenseShape { pixels: 1, inputs: 2, outputs: 2 }, 3);
     let operands =
         DenseWeightGradient { input: &[0.0; 6], delta: &[0.0; 6], gradient: &mut [0.0; 6], accumulate: false };
-    plan.weight_gradient(&[1, 1, 1], operands, &mut Crew::new(1, plan.desk()));
+    plan.weight_gradient(&[1, 1, 1], operands, &mut Crew::new(1, plan.crew()));
 }

@@ -7,8 +7,8 @@ use std::num::NonZeroU32;
 
 use lockstep_common::fingerprint::{NUMERICS_VERSION, fingerprint};
 use lockstep_common::hash::sha256_of_floats;
-use lockstep_common::kernel::Isa;
 use lockstep_common::kernel::elementwise::{self, AdamSlices};
+use lockstep_common::kernel::{Arithmetic, Isa, Precision};
 use lockstep_common::model::{ModelSpec, ResolvedModel};
 use lockstep_common::nn::{Buffers, LeafSource, Loss, Network, NodeSum, Weights, initial_parameters, subtree};
 use lockstep_common::optim::adam::{self, Adam, Moments};
@@ -56,7 +56,8 @@ fn write_sample(id: u32, out: &mut [f32]) {
 }
 
 /// Trains `model` as a run does, and returns its `params_sha256`. With two workers, each computes half of the tree.
-fn train(model: &ResolvedModel, loss: Loss, isa: Isa, workers: usize) -> String {
+fn train(model: &ResolvedModel, loss: Loss, arithmetic: Arithmetic, workers: usize) -> String {
+    let isa = arithmetic.isa;
     let schedule = Schedule {
         seed: SEED,
         samples: NonZeroU32::new(SAMPLES).unwrap(),
@@ -65,7 +66,7 @@ fn train(model: &ResolvedModel, loss: Loss, isa: Isa, workers: usize) -> String 
         shuffle: true,
     };
     let assignment = schedule.assignment();
-    let network = Network::new(model, loss, isa);
+    let network = Network::new(model, loss, arithmetic);
     let buffers = Buffers::default();
     let mut parameters = initial_parameters(&model.layout, SEED);
     let mut moments = Moments::zero(parameters.len());
@@ -104,11 +105,16 @@ fn add(isa: Isa, [mut left, right]: [NodeSum; 2]) -> NodeSum {
 /// Scenario: the model is trained on every instruction set, by one worker and by two. Property: its parameters are the
 /// golden ones.
 fn check(text: &str, loss: Loss, golden: &str) {
+    check_in(Precision::F32, text, loss, golden);
+}
+
+fn check_in(precision: Precision, text: &str, loss: Loss, golden: &str) {
     let model = ModelSpec::from_toml(text).unwrap().resolve().unwrap();
     for isa in Isa::available() {
         for workers in [1, 2] {
-            let got = train(&model, loss, isa, workers);
-            assert_eq!(got, golden, "{} ({loss}) on {isa}, workers: {workers}. {ADVICE}", model.spec.name);
+            let arithmetic = Arithmetic { isa, precision };
+            let got = train(&model, loss, arithmetic, workers);
+            assert_eq!(got, golden, "{} ({loss}) in {arithmetic}, workers: {workers}. {ADVICE}", model.spec.name);
         }
     }
 }
@@ -168,6 +174,28 @@ fn the_self_test_model() {
     );
 }
 
+/// The same models from operands that are rounded to bfloat16.
+#[test]
+fn models_in_bfloat16() {
+    let check = |text, loss, golden| check_in(Precision::Bf16, text, loss, golden);
+    check(DENSE, Loss::Mse, "63b642f92a658a58c0ea1dd530df1636dab3ef095838313ffdf9b1ea7572811e");
+    check(
+        include_str!("golden/article.toml"),
+        Loss::Mse,
+        "8b51bfd9e9b17f94df5cafce25075edee7746dd287c2a8f7d85305e505bb568d",
+    );
+    check(
+        include_str!("golden/wide_channels.toml"),
+        Loss::Mse,
+        "5b215ea08675c38ec2c8c209835e16654c0bdc0cf482447fd5d06d959c1b2b66",
+    );
+    check(
+        include_str!("../models/self-test.toml"),
+        Loss::BinaryCrossentropy,
+        "c41181f7d06e781de004be9f6c92c57b82611c69afca060ca074e9c8030f9549",
+    );
+}
+
 /// What workers announce when they join: whoever has another one is refused. A new activation or a layer more in the
 /// self-test model changes it, and no rule.
 #[test]
@@ -177,6 +205,11 @@ fn the_fingerprint() {
             fingerprint(isa).to_string(),
             "b0e93635b88cf8e0d1f1d1bdd877e38d",
             "on {isa}, NUMERICS_VERSION {NUMERICS_VERSION}. {ADVICE}"
+        );
+        assert_eq!(
+            fingerprint(Arithmetic { isa, precision: Precision::Bf16 }).to_string(),
+            "232937a5485a5d0f6671bfcad9e79e7a",
+            "in bf16 on {isa}, NUMERICS_VERSION {NUMERICS_VERSION}. {ADVICE}"
         );
     }
 }

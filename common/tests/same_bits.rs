@@ -1,8 +1,10 @@
 //! The numerics contract within one machine: a sum of gradients and losses has the same bits on every instruction set,
-//! for any number of samples to a pass, and for any number of threads.
+//! for any number of samples to a pass, and for any number of threads. That holds for each precision.
+
+use std::collections::BTreeMap;
 
 use lockstep_common::hash::Digest;
-use lockstep_common::kernel::{Isa, elementwise};
+use lockstep_common::kernel::{Arithmetic, Isa, Precision, elementwise};
 use lockstep_common::model::{
     Activation, ConvSpec, LayerSpec, ModelSpec, Padding, Pair, PoolSpec, ResolvedModel, preset,
 };
@@ -80,19 +82,32 @@ impl Bits {
 /// The gradient of `samples` samples on every instruction set, and with every number of samples to a pass, is that of
 /// plain code which takes one sample after the other.
 fn check(subject: &Subject, leaf_sizes: &[usize], pass_sizes: &[usize]) {
-    let specification = Network::with_pass_samples(&subject.model, subject.loss, Isa::SCALAR, 1);
+    Precision::ALL.into_iter().for_each(|precision| check_in(precision, subject, leaf_sizes, pass_sizes));
+}
+
+fn check_in(precision: Precision, subject: &Subject, leaf_sizes: &[usize], pass_sizes: &[usize]) {
+    let scalar = Arithmetic { isa: Isa::SCALAR, precision };
+    let specification = Network::with_pass_samples(&subject.model, subject.loss, scalar, 1);
     for &samples in leaf_sizes {
         let expected = subject.leaf(&specification, samples);
-        for isa in Isa::available() {
+        for arithmetic in available(precision) {
+            let place = format!("{}: {samples} samples in {arithmetic}", subject.name());
             for &pass in pass_sizes {
-                let network = Network::with_pass_samples(&subject.model, subject.loss, isa, pass);
-                let got = subject.leaf(&network, samples);
-                assert_eq!(got, expected, "{}: {samples} samples, {pass} a pass, on {isa}", subject.name());
+                let network = Network::with_pass_samples(&subject.model, subject.loss, arithmetic, pass);
+                assert_eq!(subject.leaf(&network, samples), expected, "{place}, {pass} a pass");
             }
-            let network = Network::new(&subject.model, subject.loss, isa);
-            assert_eq!(subject.leaf(&network, samples), expected, "{}: {samples} samples, {isa}", subject.name());
+            let network = Network::new(&subject.model, subject.loss, arithmetic);
+            assert_eq!(subject.leaf(&network, samples), expected, "{place}");
         }
     }
+}
+
+fn available(precision: Precision) -> impl Iterator<Item = Arithmetic> {
+    Isa::available().into_iter().map(move |isa| Arithmetic { isa, precision })
+}
+
+fn all_arithmetics() -> impl Iterator<Item = Arithmetic> {
+    Precision::ALL.into_iter().flat_map(available)
 }
 
 /// Leaf sizes around those of the passes.
@@ -171,8 +186,8 @@ fn presets() {
 fn leaves_in_memory_that_was_used_before() {
     for spec in [small_article(), self_test()] {
         let subject = Subject::new(&spec, Loss::Mse);
-        for isa in Isa::available() {
-            let network = Network::with_pass_samples(&subject.model, subject.loss, isa, 3);
+        for arithmetic in all_arithmetics() {
+            let network = Network::with_pass_samples(&subject.model, subject.loss, arithmetic, 3);
             let mut packed = vec![f32::NAN; network.packed_len()];
             network.pack(&subject.parameters, &mut packed);
             let weights = Weights { parameters: &subject.parameters, packed: &packed };
@@ -182,9 +197,14 @@ fn leaves_in_memory_that_was_used_before() {
             for samples in [5, 1, 0, 7] {
                 let expected = subject.leaf(&network, samples);
                 let loss = network.leaf_gradient(weights, samples, &write, &mut gradient, &mut workspace);
-                assert_eq!(Bits::of(&gradient, loss), expected, "{}: {samples} samples on {isa}", subject.name());
+                assert_eq!(
+                    Bits::of(&gradient, loss),
+                    expected,
+                    "{}: {samples} samples in {arithmetic}",
+                    subject.name()
+                );
                 let evaluated = network.leaf_loss(weights, samples, &write, &mut workspace);
-                assert_eq!(evaluated.to_bits(), expected.loss, "{}: {samples} samples on {isa}", subject.name());
+                assert_eq!(evaluated.to_bits(), expected.loss, "{}: {samples} samples in {arithmetic}", subject.name());
             }
         }
     }
@@ -226,9 +246,9 @@ fn subtrees_for_any_number_of_threads_and_any_split() {
     for spec in dense_models().into_iter().chain([small_article(), self_test()]) {
         let subject = Subject { uneven: true, ..Subject::new(&spec, Loss::Mse) };
         let name = subject.name();
-        let mut of_first_isa = None;
-        for isa in Isa::available() {
-            let network = Network::with_pass_samples(&subject.model, subject.loss, isa, 4);
+        let mut of_first_isa = BTreeMap::new();
+        for arithmetic in all_arithmetics() {
+            let network = Network::with_pass_samples(&subject.model, subject.loss, arithmetic, 4);
             let mut packed = vec![0.0; network.packed_len()];
             network.pack(&subject.parameters, &mut packed);
             let weights = Weights { parameters: &subject.parameters, packed: &packed };
@@ -243,15 +263,20 @@ fn subtrees_for_any_number_of_threads_and_any_split() {
                 // Twice, the second time in memory that was used before.
                 for _ in 0..2 {
                     let sum = pool.install(|| subtree(&network, weights, tree.root(), &leaves, &buffers));
-                    assert_eq!(Bits::of_node(&sum), bits, "{name}: {threads} threads on {isa}");
+                    assert_eq!(Bits::of_node(&sum), bits, "{name}: {threads} threads, {arithmetic}");
                     assert_eq!(sum.samples, expected.samples);
                     buffers.recycle(sum.gradient);
                 }
                 let evaluated = pool.install(|| evaluate(&network, weights, tree.root(), &leaves, &buffers));
-                assert_eq!(evaluated.loss.to_bits(), bits.loss, "{name}: evaluation by {threads} threads on {isa}");
+                assert_eq!(
+                    evaluated.loss.to_bits(),
+                    bits.loss,
+                    "{name}: evaluation by {threads} threads, {arithmetic}"
+                );
                 assert_eq!((evaluated.samples, evaluated.gradient.len()), (expected.samples, 0));
             }
-            assert_eq!(*of_first_isa.get_or_insert(Bits::of_node(&expected)), bits, "{name}: {isa}");
+            let of_first = of_first_isa.entry(arithmetic.precision.name()).or_insert(Bits::of_node(&expected));
+            assert_eq!(*of_first, bits, "{name}: {arithmetic}");
         }
     }
 }
@@ -285,20 +310,21 @@ fn groups_of_leaves_are_sums_leaf_by_leaf() {
         let subject = Subject { uneven: true, ..Subject::new(&spec, Loss::Mse) };
         let name = subject.name();
         let leaves = Leaves(&subject);
-        let specification = Network::with_pass_samples(&subject.model, subject.loss, Isa::SCALAR, 1);
-        for shards in [1, 2, 8, 64] {
+        for (precision, shards) in Precision::ALL.into_iter().flat_map(|p| [1, 2, 8, 64].map(|shards| (p, shards))) {
+            let scalar = Arithmetic { isa: Isa::SCALAR, precision };
+            let specification = Network::with_pass_samples(&subject.model, subject.loss, scalar, 1);
             let root = Tree::over(shards).unwrap().root();
             let (gradient, loss) = leaf_by_leaf(&subject, &specification, root, &leaves);
             let expected = Bits::of(&gradient, loss);
             // Passes that hold all leaves, some of them, or less than one.
-            for (isa, pass) in Isa::available().into_iter().flat_map(|isa| [(isa, 1000), (isa, 16), (isa, 2)]) {
-                let network = Network::with_pass_samples(&subject.model, subject.loss, isa, pass);
+            for (with, pass) in available(precision).flat_map(|with| [(with, 1000), (with, 16), (with, 2)]) {
+                let network = Network::with_pass_samples(&subject.model, subject.loss, with, pass);
                 let mut packed = vec![0.0; network.packed_len()];
                 network.pack(&subject.parameters, &mut packed);
                 let weights = Weights { parameters: &subject.parameters, packed: &packed };
                 for threads in 1..=4 {
                     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                    let place = format!("{name}: {shards} leaves, {threads} threads, {pass} samples a pass, {isa}");
+                    let place = format!("{name}: {shards} leaves, {threads} threads, {pass} samples a pass, {with}");
                     pool.install(|| {
                         let buffers = Buffers::default();
                         let sum = subtree(&network, weights, root, &leaves, &buffers);
@@ -340,4 +366,43 @@ fn by_children(network: &Network, weights: Weights<'_>, node: NodeId, leaves: &L
     left.samples += right.samples;
     assert_eq!(Bits::of_node(&left), Bits::of_node(&whole), "node {node} from its children");
     left
+}
+
+/// In bfloat16, passes take pairs of samples.
+#[test]
+fn passes_in_bfloat16_have_even_numbers_of_samples() {
+    let subject = Subject::new(&small_article(), Loss::Mse);
+    let pass = |precision, samples| {
+        let arithmetic = Arithmetic { isa: Isa::best(), precision };
+        Network::with_pass_samples(&subject.model, subject.loss, arithmetic, samples).pass_samples()
+    };
+    assert_eq!([1, 2, 7].map(|samples| pass(Precision::F32, samples)), [1, 2, 7]);
+    assert_eq!([1, 2, 7].map(|samples| pass(Precision::Bf16, samples)), [2, 2, 8]);
+}
+
+/// Rounding changes the sums, but not by more than what 8 bits of significand leave open.
+#[test]
+fn sums_in_bfloat16_are_near_those_in_f32() {
+    for spec in dense_models().into_iter().chain([small_article(), self_test()]) {
+        let subject = Subject::new(&spec, Loss::Mse);
+        let gradient = |precision| {
+            let network = Network::new(&subject.model, subject.loss, Arithmetic { isa: Isa::best(), precision });
+            let mut packed = vec![0.0; network.packed_len()];
+            network.pack(&subject.parameters, &mut packed);
+            let weights = Weights { parameters: &subject.parameters, packed: &packed };
+            let write = |i: usize, out: &mut [f32]| subject.write(i, out);
+            let mut gradient = vec![f32::NAN; network.parameters()];
+            let loss = network.leaf_gradient(weights, 13, &write, &mut gradient, &mut network.workspace());
+            (gradient, loss)
+        };
+        let (exact, exact_loss) = gradient(Precision::F32);
+        let (rounded, rounded_loss) = gradient(Precision::Bf16);
+        let norm =
+            |values: &mut dyn Iterator<Item = f32>| values.map(|value| f64::from(value).powi(2)).sum::<f64>().sqrt();
+        let size = norm(&mut exact.iter().copied());
+        let error = norm(&mut exact.iter().zip(&rounded).map(|(exact, rounded)| exact - rounded)) / size;
+        assert!(error > 1e-5 && error < 0.05, "{}: the gradient differs by {error:e} of its size", subject.name());
+        let error = (rounded_loss / exact_loss - 1.0).abs();
+        assert!(error < 0.01, "{}: the loss differs by {error:e}", subject.name());
+    }
 }

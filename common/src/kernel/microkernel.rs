@@ -4,8 +4,12 @@
 //! Each output is `epilogue(init + a_0 b_0 + a_1 b_1 + ...)`, a chain of fused multiply-adds in the order of the index.
 //! Vectors run across columns, rows are independent, and the summed index is never split: the tile's size is a matter
 //! of speed alone.
+//!
+//! What is said here of products of floats holds for pairs of bfloat16 numbers too ([`Element`]), whose product is a sum
+//! of two: the summed index goes through pairs.
 
 use super::isa::{Isa, Kind};
+use super::products::{Element, Products, Vector};
 use super::simd::{Scalar, Simd};
 
 /// Where a row of outputs finds its first operand, and where it goes.
@@ -32,7 +36,7 @@ pub(super) struct Run {
 #[derive(Clone, Copy)]
 pub(super) enum Start {
     Zero,
-    /// What `c` holds.
+    /// What `c` holds: earlier sums.
     Accumulate,
     /// One value for each column.
     Bias(*const f32),
@@ -54,15 +58,15 @@ pub(super) enum Finish {
 ///
 /// The repeats come in *segments*. Each is a sum of its own, from `start`; a number of segments that is a power of two
 /// is added as a perfect binary tree, left + right, before `finish`.
-pub(super) struct Block<'a> {
-    pub a: *const f32,
-    pub b: *const f32,
+pub(super) struct Block<'a, E> {
+    pub a: *const E,
+    pub b: *const E,
     pub c: *mut f32,
     pub rows: &'a [Row],
     pub runs: &'a [Run],
     /// How often each segment goes through the runs.
     pub segments: &'a [usize],
-    /// Offsets of a repeat (in floats of `a`, in rows of `b`).
+    /// Offsets of a repeat (in elements of `a`, in rows of `b`).
     pub a_repeat: usize,
     pub b_repeat: usize,
     pub a_step: usize,
@@ -87,7 +91,7 @@ pub(super) fn panel_widths(isa: Isa) -> &'static [usize] {
     }
 }
 
-impl Block<'_> {
+impl<E> Block<'_, E> {
     /// Whether repeats go on where the last one ended, so that a segment is one long run.
     fn is_one_stretch(&self) -> bool {
         matches!(self.runs, [Run { depth, .. }]
@@ -108,16 +112,19 @@ pub(super) fn panel_width(isa: Isa, columns: usize) -> usize {
 /// Computes a block.
 ///
 /// # Safety
-/// For every row, repeat, run and step, the element of `a` must be readable, and so must `panel_width(columns)` floats
-/// of `b` from the start of its row; `columns` floats from each row's place in `c` must be readable and writable by
+/// For every row, repeat, run and step, the element of `a` must be readable, and so must `panel_width(columns)`
+/// elements of `b` from the start of its row; `columns` floats from each row's place in `c` must be readable and writable by
 /// this call alone, and readable in the bias and in the gate where there is one.
-pub(super) unsafe fn run(isa: Isa, block: &Block<'_>) {
+pub(super) unsafe fn run<E: Element>(isa: Isa, block: &Block<'_, E>) {
     match isa.kind() {
         // SAFETY: the caller's promises are the callee's.
-        Kind::Scalar => unsafe { rows::<Scalar, 4, 1>(block) },
+        Kind::Scalar => unsafe { rows::<E::On<Scalar>, 4, 1>(block) },
         // SAFETY: as above, and a value of `Isa` exists only for instruction sets that were detected.
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => unsafe { avx2(block) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 if E::has_instruction() => unsafe { avx512_by_instruction(block) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Kind::Avx512 => unsafe { avx512(block) },
@@ -125,8 +132,8 @@ pub(super) unsafe fn run(isa: Isa, block: &Block<'_>) {
         #[cfg(target_arch = "aarch64")]
         Kind::Neon => unsafe {
             match panel_width(isa, block.columns) {
-                16 => rows::<super::simd::arm::Neon, 6, 4>(block),
-                _ => rows::<super::simd::arm::Neon, 8, 2>(block),
+                16 => rows::<E::On<super::simd::arm::Neon>, 6, 4>(block),
+                _ => rows::<E::On<super::simd::arm::Neon>, 8, 2>(block),
             }
         },
     }
@@ -134,62 +141,75 @@ pub(super) unsafe fn run(isa: Isa, block: &Block<'_>) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2(block: &Block<'_>) {
+unsafe fn avx2<E: Element>(block: &Block<'_, E>) {
     use super::simd::x86::Avx2;
     // SAFETY: the caller's promises are the callee's.
     unsafe {
         match block.columns {
-            9.. => rows::<Avx2, 6, 2>(block),
-            _ => rows::<Avx2, 6, 1>(block),
+            9.. => rows::<E::On<Avx2>, 6, 2>(block),
+            _ => rows::<E::On<Avx2>, 6, 1>(block),
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn avx512(block: &Block<'_>) {
-    use super::simd::x86::Avx512;
+unsafe fn avx512<E: Element>(block: &Block<'_, E>) {
+    // SAFETY: the caller's promises are the callee's.
+    unsafe { rows_of_avx512::<E::On<super::simd::x86::Avx512>>(block) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+unsafe fn avx512_by_instruction<E: Element>(block: &Block<'_, E>) {
+    // SAFETY: the caller's promises are the callee's.
+    unsafe { rows_of_avx512::<E::ByInstruction>(block) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn rows_of_avx512<P: Products>(block: &Block<'_, P::Element>) {
     // SAFETY: the caller's promises are the callee's.
     unsafe {
         match block.columns {
-            33.. => rows::<Avx512, 6, 4>(block),
-            17.. => rows::<Avx512, 8, 2>(block),
-            _ => rows::<Avx512, 8, 1>(block),
+            33.. => rows::<P, 6, 4>(block),
+            17.. => rows::<P, 8, 2>(block),
+            _ => rows::<P, 8, 1>(block),
         }
     }
 }
 
 /// Cuts the rows into tiles of `R`, then 4, 2 and 1.
 #[inline(always)]
-unsafe fn rows<S: Simd, const R: usize, const V: usize>(block: &Block<'_>) {
-    let whole = block.columns == V * S::LANES;
+unsafe fn rows<P: Products, const R: usize, const V: usize>(block: &Block<'_, P::Element>) {
+    let whole = block.columns == V * P::Sums::LANES;
     // SAFETY: tiles are made of rows of the block; the caller's promises cover them.
-    unsafe { if whole { rows_of_width::<S, R, V, true>(block) } else { rows_of_width::<S, R, V, false>(block) } }
+    unsafe { if whole { rows_of_width::<P, R, V, true>(block) } else { rows_of_width::<P, R, V, false>(block) } }
 }
 
 #[inline(always)]
-unsafe fn rows_of_width<S: Simd, const R: usize, const V: usize, const WHOLE: bool>(block: &Block<'_>) {
+unsafe fn rows_of_width<P: Products, const R: usize, const V: usize, const WHOLE: bool>(block: &Block<'_, P::Element>) {
     let mut rest = block.rows;
     // SAFETY: as for `rows`.
     unsafe {
         while let Some((rows, after)) = rest.split_first_chunk::<R>() {
-            tile::<S, R, V, WHOLE>(block, rows);
+            tile::<P, R, V, WHOLE>(block, rows);
             rest = after;
         }
         if R > 4
             && let Some((rows, after)) = rest.split_first_chunk::<4>()
         {
-            tile::<S, 4, V, WHOLE>(block, rows);
+            tile::<P, 4, V, WHOLE>(block, rows);
             rest = after;
         }
         if R > 2
             && let Some((rows, after)) = rest.split_first_chunk::<2>()
         {
-            tile::<S, 2, V, WHOLE>(block, rows);
+            tile::<P, 2, V, WHOLE>(block, rows);
             rest = after;
         }
         while let Some((rows, after)) = rest.split_first_chunk::<1>() {
-            tile::<S, 1, V, WHOLE>(block, rows);
+            tile::<P, 1, V, WHOLE>(block, rows);
             rest = after;
         }
     }
@@ -212,43 +232,48 @@ impl Sums {
 /// The start values take the way through memory so that the compiler does not know them to be equal; it would merge
 /// accumulators and shuffle them apart again.
 #[inline(always)]
-unsafe fn tile<S: Simd, const R: usize, const V: usize, const WHOLE: bool>(block: &Block<'_>, rows: &[Row; R]) {
+unsafe fn tile<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
+    block: &Block<'_, P::Element>,
+    rows: &[Row; R],
+) {
     let mut starts = Sums::UNINIT;
     // Sums of complete subtrees of segments, the largest first, none of them under another one.
     let mut subtrees = [Sums::UNINIT; MAX_LEVELS + 1];
-    let lanes = |v: usize| if WHOLE { S::LANES } else { block.columns.saturating_sub(v * S::LANES).min(S::LANES) };
+    let lanes = |v: usize| {
+        if WHOLE { P::Sums::LANES } else { block.columns.saturating_sub(v * P::Sums::LANES).min(P::Sums::LANES) }
+    };
     // SAFETY: `Sums` hold R * V vectors; partial accesses stay within the block's columns, and whole ones happen only
     // when all columns of the panel are there; the rest is the caller's promise.
     unsafe {
         let load = |from: *const f32, v: usize| {
-            if WHOLE { S::load(from.add(v * S::LANES)) } else { partial::<S>(from, v, lanes(v)) }
+            if WHOLE { P::Sums::load(from.add(v * P::Sums::LANES)) } else { partial::<P::Sums>(from, v, lanes(v)) }
         };
         let starts = starts.as_mut_ptr();
         for (i, row) in rows.iter().enumerate() {
             for v in 0..V {
                 let start = match block.start {
-                    Start::Zero => S::splat(0.0),
+                    Start::Zero => P::Sums::splat(0.0),
                     Start::Accumulate => load(block.c.add(row.c as usize), v),
-                    Start::Bias(bias) => load(bias, v),
+                    Start::Bias(bias) => P::start(load(bias, v)),
                 };
-                S::store(starts.add((i * V + v) * S::LANES), start);
+                P::Sums::store(starts.add((i * V + v) * P::Sums::LANES), start);
             }
         }
-        sum_segments::<S, R, V>(block, rows, starts, &mut subtrees);
+        sum_segments::<P, R, V>(block, rows, starts, &mut subtrees);
         let sums = subtrees[0].as_mut_ptr();
         for (i, row) in rows.iter().enumerate() {
             for v in 0..V {
-                let sum = S::load(sums.add((i * V + v) * S::LANES));
+                let sum = P::Sums::load(sums.add((i * V + v) * P::Sums::LANES));
                 let result = match block.finish {
                     Finish::Keep => sum,
-                    Finish::Relu => S::gate(sum, sum),
-                    Finish::Gate(gate) => S::gate(load(gate.add(row.c as usize), v), sum),
+                    Finish::Relu => P::Sums::gate(sum, sum),
+                    Finish::Gate(gate) => P::Sums::gate(load(gate.add(row.c as usize), v), sum),
                 };
-                let to = block.c.add(row.c as usize + v * S::LANES);
+                let to = block.c.add(row.c as usize + v * P::Sums::LANES);
                 if WHOLE {
-                    S::store(to, result);
+                    P::Sums::store(to, result);
                 } else if lanes(v) > 0 {
-                    S::store_partial(to, result, lanes(v));
+                    P::Sums::store_partial(to, result, lanes(v));
                 }
             }
         }
@@ -268,8 +293,8 @@ unsafe fn partial<S: Simd>(from: *const f32, v: usize, lanes: usize) -> S::Vecto
 // Counted loops over the const sizes are what the compiler unrolls; iterators over the same arrays it does not always.
 #[expect(clippy::needless_range_loop)]
 #[inline(always)]
-unsafe fn sum_segments<S: Simd, const R: usize, const V: usize>(
-    block: &Block<'_>,
+unsafe fn sum_segments<P: Products, const R: usize, const V: usize>(
+    block: &Block<'_, P::Element>,
     rows: &[Row; R],
     starts: *const f32,
     subtrees: &mut [Sums; MAX_LEVELS + 1],
@@ -281,15 +306,15 @@ unsafe fn sum_segments<S: Simd, const R: usize, const V: usize>(
     unsafe {
         let mut a = block.a;
         let mut b = block.b;
-        let mut acc = [[S::splat(0.0); V]; R];
+        let mut acc = [[P::Sums::splat(0.0); V]; R];
         for i in 0..R {
             for v in 0..V {
-                acc[i][v] = S::load(starts.add((i * V + v) * S::LANES));
+                acc[i][v] = P::Sums::load(starts.add((i * V + v) * P::Sums::LANES));
             }
         }
         for (k, &repeats) in block.segments.iter().enumerate() {
             let (repeats_of_runs, depth_factor) = if one_stretch { (1, repeats) } else { (repeats, 1) };
-            products::<S, R, V>(&Block { a, b, ..*block }, rows, repeats_of_runs, depth_factor, &mut acc);
+            products::<P, R, V>(&Block { a, b, ..*block }, rows, repeats_of_runs, depth_factor, &mut acc);
             a = a.wrapping_add(repeats * block.a_repeat);
             b = b.wrapping_add(repeats * block.b_repeat * block.b_stride);
             for _ in 0..k.trailing_ones() {
@@ -297,33 +322,32 @@ unsafe fn sum_segments<S: Simd, const R: usize, const V: usize>(
                 let left = subtrees[waiting].as_mut_ptr();
                 for i in 0..R {
                     for v in 0..V {
-                        acc[i][v] = S::add(S::load(left.add((i * V + v) * S::LANES)), acc[i][v]);
+                        acc[i][v] = P::Sums::add(P::Sums::load(left.add((i * V + v) * P::Sums::LANES)), acc[i][v]);
                     }
                 }
             }
             let sums = subtrees[waiting].as_mut_ptr();
             for i in 0..R {
                 for v in 0..V {
-                    S::store(sums.add((i * V + v) * S::LANES), acc[i][v]);
+                    P::Sums::store(sums.add((i * V + v) * P::Sums::LANES), acc[i][v]);
                 }
             }
             waiting += 1;
             // Only a single segment starts from anything else.
-            acc = [[S::splat(0.0); V]; R];
+            acc = [[P::Sums::splat(0.0); V]; R];
         }
     }
 }
 
 /// The register-critical loop: all products of one segment, added to `R` x `V` accumulators. The runs are gone through
 /// `repeats` times, each with `depth_factor` times its depth.
-#[expect(clippy::needless_range_loop)]
 #[inline(always)]
-unsafe fn products<S: Simd, const R: usize, const V: usize>(
-    block: &Block<'_>,
+unsafe fn products<P: Products, const R: usize, const V: usize>(
+    block: &Block<'_, P::Element>,
     rows: &[Row; R],
     repeats: usize,
     depth_factor: usize,
-    acc: &mut [[S::Vector; V]; R],
+    acc: &mut [[Vector<P>; V]; R],
 ) {
     // SAFETY: operands are readable by the caller's promise.
     unsafe {
@@ -338,15 +362,9 @@ unsafe fn products<S: Simd, const R: usize, const V: usize>(
                 let mut a = a_base + run.a as isize;
                 let mut b = b_base.wrapping_add(run.b as usize * block.b_stride);
                 for _ in 0..run.depth as usize * depth_factor {
-                    let mut columns = [S::splat(0.0); V];
-                    for v in 0..V {
-                        columns[v] = S::load(b.add(v * S::LANES));
-                    }
-                    for i in 0..R {
-                        let value = S::splat(*a_rows[i].offset(a));
-                        for v in 0..V {
-                            acc[i][v] = S::multiply_add(value, columns[v], acc[i][v]);
-                        }
+                    part::<P, R, V, 0>(&a_rows, a, b, acc);
+                    if P::PARTS > 1 {
+                        part::<P, R, V, 1>(&a_rows, a, b, acc);
                     }
                     a += block.a_step as isize;
                     b = b.wrapping_add(block.b_stride);
@@ -354,6 +372,83 @@ unsafe fn products<S: Simd, const R: usize, const V: usize>(
             }
             a_base += block.a_repeat as isize;
             b_base = b_base.wrapping_add(block.b_repeat * block.b_stride);
+        }
+    }
+}
+
+/// One part of one product of each output.
+#[expect(clippy::needless_range_loop)]
+#[inline(always)]
+unsafe fn part<P: Products, const R: usize, const V: usize, const PART: usize>(
+    a_rows: &[*const P::Element; R],
+    a: isize,
+    b: *const P::Element,
+    acc: &mut [[Vector<P>; V]; R],
+) {
+    // SAFETY: operands are readable by the caller's promise.
+    unsafe {
+        let mut columns = [P::load::<PART>(b); V];
+        for v in 1..V {
+            columns[v] = P::load::<PART>(b.add(v * P::Sums::LANES));
+        }
+        for i in 0..R {
+            let value = P::splat::<PART>(*a_rows[i].offset(a));
+            for v in 0..V {
+                acc[i][v] = P::multiply_add(value, columns[v], acc[i][v]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[cfg(target_arch = "x86_64")]
+mod tests {
+    use super::*;
+    use crate::kernel::bf16::Bf16Pair;
+    use crate::kernel::products::has_instruction;
+    use crate::rng::{Purpose, Stream};
+
+    /// Scenario: blocks of every number of columns, with tiles of all heights, by the instruction for pairs and by
+    /// two fused multiply-adds. Property: the same bits.
+    #[test]
+    fn the_instruction_for_pairs_gives_the_bits_of_multiply_adds() {
+        let Some(isa) = Isa::available().into_iter().find(|&isa| has_instruction(isa)) else {
+            return eprintln!("no instruction for pairs here");
+        };
+        const ROWS: usize = 15;
+        const DEPTH: usize = 37;
+        const WIDTH: usize = 64;
+        let mut stream = Stream::new(2, Purpose::SelfTest, 0, 0);
+        let mut random = |_| stream.uniform() * 2.0 - 1.0;
+        let rows: Vec<Row> = (0..ROWS).map(|i| Row { a: (i * DEPTH) as u32, c: (i * WIDTH) as u32 }).collect();
+        let runs = [Run { a: 0, b: 0, depth: DEPTH as u32 }];
+        let bias: Vec<f32> = (0..WIDTH).map(&mut random).collect();
+        let mut pairs =
+            |len: usize| -> Vec<Bf16Pair> { (0..len).map(|i| Bf16Pair::new(random(i), random(i))).collect() };
+        let (a, b) = (pairs(ROWS * DEPTH), pairs(DEPTH * WIDTH));
+        for columns in 1..=WIDTH {
+            let compute = |run: unsafe fn(&Block<'_, Bf16Pair>)| {
+                let mut c = vec![f32::NAN; ROWS * WIDTH];
+                let block = Block {
+                    a: a.as_ptr(),
+                    b: b.as_ptr(),
+                    c: c.as_mut_ptr(),
+                    rows: &rows,
+                    runs: &runs,
+                    segments: &[1],
+                    a_repeat: 0,
+                    b_repeat: 0,
+                    a_step: 1,
+                    b_stride: WIDTH,
+                    columns,
+                    start: Start::Bias(bias.as_ptr()),
+                    finish: Finish::Relu,
+                };
+                // SAFETY: operands have as many rows and columns as the block says, and the machine has AVX-512 BF16.
+                unsafe { run(&block) };
+                c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            assert_eq!(compute(avx512_by_instruction), compute(avx512), "{columns} columns on {isa}");
         }
     }
 }

@@ -7,6 +7,7 @@
 //! or contracts floating-point operations, so all versions give the same bits.
 
 mod aligned;
+pub mod bf16;
 pub mod contraction;
 pub mod elementwise;
 mod isa;
@@ -15,9 +16,13 @@ pub mod math;
 mod microkernel;
 mod per_isa;
 pub mod pooling;
+mod precision;
 pub mod probe;
+mod products;
 mod simd;
 pub mod transpose;
 
 pub use aligned::AlignedFloats;
 pub use isa::{Isa, UnknownIsa};
+pub use precision::{Arithmetic, Precision, UnknownPrecision};
+pub use products::Element;

@@ -14,6 +14,13 @@ pub struct MatrixShape {
     pub stride: usize,
 }
 
+impl MatrixShape {
+    /// Rows that follow each other without gaps.
+    pub fn dense(rows: usize, columns: usize) -> Self {
+        Self { rows, columns, stride: columns }
+    }
+}
+
 /// Writes the transpose of `from` to `to`, whose rows are `to_stride` apart and have `shape.rows` elements.
 ///
 /// # Panics

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::linear::parameter_range;
-use crate::kernel::Isa;
+use crate::kernel::Arithmetic;
 use crate::kernel::contraction::{
-    After, Crew, Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient, DeskSize,
+    After, Crew, CrewSize, Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient,
 };
 use crate::model::{Activation, LayerSpec, Layout, ResolvedLayer, ResolvedModel};
 
@@ -37,7 +37,12 @@ fn pixels(layer: &ResolvedLayer) -> usize {
 
 impl DenseLayer {
     /// The plan of a dense layer, or `None` for another one.
-    pub(super) fn new(isa: Isa, layer: &ResolvedLayer, layout: &Layout, max_samples: usize) -> Option<Self> {
+    pub(super) fn new(
+        arithmetic: Arithmetic,
+        layer: &ResolvedLayer,
+        layout: &Layout,
+        max_samples: usize,
+    ) -> Option<Self> {
         let (LayerSpec::Dense { units, activation, .. }, Some(&inputs)) = (&layer.spec, layer.input.axes().last())
         else {
             return None;
@@ -48,13 +53,13 @@ impl DenseLayer {
             products: shape.pixels * shape.inputs * shape.outputs,
             kernel: parameter_range(layout, &layer.place, "kernel").expect("a dense layer has a kernel"),
             bias: parameter_range(layout, &layer.place, "bias"),
-            plan: Dense::new(isa, shape, max_samples),
+            plan: Dense::new(arithmetic, shape, max_samples),
         })
     }
 
-    /// What each thread needs.
-    pub(super) fn desk(&self) -> DeskSize {
-        self.plan.desk()
+    /// What a crew needs for the layer.
+    pub(super) fn crew(&self) -> CrewSize {
+        self.plan.crew()
     }
 
     /// `output = relu(input * kernel + bias)`, or without relu if the activation is another one.

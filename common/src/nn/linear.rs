@@ -3,21 +3,24 @@
 use std::ops::Range;
 
 use super::live::LiveSizes;
-use crate::kernel::Isa;
+use crate::kernel::bf16::{self, Bf16Pair, RowPairs};
 use crate::kernel::contraction::{
-    After, ChannelCounts, Direction, Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands,
+    After, ChannelCounts, Direction, Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands, SLACK,
 };
-use crate::kernel::elementwise;
+use crate::kernel::transpose::MatrixShape;
+use crate::kernel::{Arithmetic, Precision, elementwise};
 use crate::model::{Activation, ConvSpec, LayerPlace, LayerSpec, Layout, Pair, ResolvedLayer};
 
 /// A linear map between images, plus bias, with the activation that follows it.
 #[derive(Debug)]
 pub(super) struct Linear {
     pub(super) activation: Activation,
+    arithmetic: Arithmetic,
     /// Whether the layer computes the high image (a transposed convolution).
     to_high: bool,
-    channels_out: usize,
-    output_elements: usize,
+    input: ImageSize,
+    output: ImageSize,
+    taps: usize,
     kernel: Range<usize>,
     bias: Option<Range<usize>>,
     forward: Gather,
@@ -27,6 +30,34 @@ pub(super) struct Linear {
     weight_gradient: Reduce,
     /// Products of one sample's forward pass.
     pub(super) products: usize,
+}
+
+/// A sample's image on one side of a layer.
+#[derive(Clone, Copy, Debug)]
+struct ImageSize {
+    pixels: usize,
+    channels: usize,
+}
+
+impl ImageSize {
+    fn elements(self) -> usize {
+        self.pixels * self.channels
+    }
+
+    /// Pairs of a sample's neighbouring channels.
+    fn channel_pairs(self) -> usize {
+        self.pixels * self.channels.div_ceil(2)
+    }
+
+    /// Pairs of neighbouring samples, as memory from a cache line to another one, with [`SLACK`].
+    fn sample_pairs(self, samples: usize) -> usize {
+        in_lines(samples.div_ceil(2) * self.elements() + SLACK)
+    }
+}
+
+/// Elements of memory that ends at the end of a cache line.
+fn in_lines(elements: usize) -> usize {
+    elements.next_multiple_of(16)
 }
 
 /// How a layer relates the pixels and channels of its input and output.
@@ -40,7 +71,7 @@ struct Geometry {
 impl Linear {
     /// The plan of `layer`, or `None` when the layer has no weights. Its packed weights start at `packed_start`.
     pub(super) fn new(
-        isa: Isa,
+        arithmetic: Arithmetic,
         (layer, live): (&ResolvedLayer, LiveSizes),
         layout: &Layout,
         max_samples: usize,
@@ -48,22 +79,38 @@ impl Linear {
         is_first: bool,
     ) -> Option<Self> {
         let Geometry { relation, channels, to_high, activation } = geometry(layer, live)?;
+        let isa = arithmetic.isa;
         let (onward, back) =
             if to_high { (Direction::ToHigh, Direction::ToLow) } else { (Direction::ToLow, Direction::ToHigh) };
-        let forward = Gather::new(isa, &relation, onward, channels, max_samples);
+        // What a gather sums over are channels of its input, or pairs of them.
+        let gather = |direction| {
+            let summed = |channels: usize| match arithmetic.precision {
+                Precision::F32 => channels,
+                Precision::Bf16 => channels.div_ceil(2),
+            };
+            let channels = match direction {
+                Direction::ToLow => ChannelCounts { high: summed(channels.high), ..channels },
+                Direction::ToHigh => ChannelCounts { low: summed(channels.low), ..channels },
+            };
+            Gather::new(isa, &relation, direction, channels, max_samples)
+        };
+        let forward = gather(onward);
         let packed_forward = packed_start..packed_start + forward.packed_len();
         let backward = (!is_first).then(|| {
-            let gather = Gather::new(isa, &relation, back, channels, max_samples);
+            let gather = gather(back);
             let range = packed_forward.end..packed_forward.end + gather.packed_len();
             (gather, range)
         });
-        let (output, channels_out) =
-            if to_high { (relation.high, channels.high) } else { (relation.low, channels.low) };
+        let high = ImageSize { pixels: relation.high.rows * relation.high.columns, channels: channels.high };
+        let low = ImageSize { pixels: relation.low.rows * relation.low.columns, channels: channels.low };
+        let (input, output) = if to_high { (low, high) } else { (high, low) };
         Some(Self {
             activation,
+            arithmetic,
             to_high,
-            channels_out,
-            output_elements: output.rows * output.columns * channels_out,
+            input,
+            output,
+            taps: relation.taps(),
             kernel: parameter_range(layout, &layer.place, "kernel").expect("a layer with weights has a kernel"),
             bias: parameter_range(layout, &layer.place, "bias"),
             forward,
@@ -79,73 +126,162 @@ impl Linear {
         self.backward.as_ref().map_or(self.packed_forward.end, |(_, range)| range.end)
     }
 
-    /// Floats of scratch memory for passes over `samples` samples.
-    pub(super) fn scratch_len(&self, samples: usize) -> usize {
-        let backward = self.backward.as_ref().map_or(0, |(gather, _)| gather.scratch_len());
-        self.forward.scratch_len().max(backward).max(self.weight_gradient.scratch_len(samples))
+    /// Words of scratch memory for packing.
+    pub(super) fn packing_len(&self) -> usize {
+        match self.arithmetic.precision {
+            Precision::F32 => 0,
+            Precision::Bf16 => {
+                let (input, output) = (self.input.channels, self.output.channels);
+                self.taps * (input.div_ceil(2) * output).max(output.div_ceil(2) * input)
+            }
+        }
     }
 
-    /// Copies the kernel into the forms that the passes read.
-    pub(super) fn pack(&self, parameters: &[f32], packed: &mut [f32]) {
+    /// Words of scratch memory for passes over `samples` samples.
+    pub(super) fn scratch_len(&self, samples: usize) -> usize {
+        let (of_forward, of_reduce) = (self.forward.scratch_len(), |samples| self.weight_gradient.scratch_len(samples));
+        let of_backward = self.backward.as_ref().map_or(0, |(gather, _)| gather.scratch_len());
+        let lens = match self.arithmetic.precision {
+            Precision::F32 => [of_forward, of_backward, of_reduce(samples)],
+            Precision::Bf16 => [
+                in_lines(samples * self.input.channel_pairs()) + of_forward,
+                in_lines(samples * self.output.channel_pairs()) + of_backward,
+                self.input.sample_pairs(samples) + self.output.sample_pairs(samples) + of_reduce(samples.div_ceil(2)),
+            ],
+        };
+        lens.into_iter().fold(0, usize::max)
+    }
+
+    /// Copies the kernel into the forms that the passes read. `scratch` has [`Linear::packing_len`] words.
+    pub(super) fn pack(&self, parameters: &[f32], packed: &mut [f32], scratch: &mut [f32]) {
         let kernel = &parameters[self.kernel.clone()];
-        self.forward.pack(kernel, &mut packed[self.packed_forward.clone()]);
+        let (onward, back) =
+            if self.to_high { (Direction::ToHigh, Direction::ToLow) } else { (Direction::ToLow, Direction::ToHigh) };
+        self.pack_for(&self.forward, onward, kernel, &mut packed[self.packed_forward.clone()], scratch);
         if let Some((gather, range)) = &self.backward {
-            gather.pack(kernel, &mut packed[range.clone()]);
+            self.pack_for(gather, back, kernel, &mut packed[range.clone()], scratch);
         }
+    }
+
+    fn pack_for(&self, gather: &Gather, direction: Direction, kernel: &[f32], packed: &mut [f32], scratch: &mut [f32]) {
+        if self.arithmetic.precision == Precision::F32 {
+            return gather.pack(kernel, packed);
+        }
+        let (isa, [high, low]) = (self.arithmetic.isa, self.high_and_low(self.input.channels, self.output.channels));
+        let scratch: &mut [Bf16Pair] = bytemuck::cast_slice_mut(scratch);
+        let pairs = match direction {
+            // The summed channels are rows of a tap.
+            Direction::ToLow => {
+                let of_tap = high.div_ceil(2) * low;
+                let pairs = &mut scratch[..self.taps * of_tap];
+                for (tap, pairs) in kernel.chunks_exact(high * low).zip(pairs.chunks_exact_mut(of_tap)) {
+                    bf16::pair_rows(isa, tap, RowPairs::neighbours(low), pairs, low);
+                }
+                pairs
+            }
+            Direction::ToHigh => {
+                let pairs = &mut scratch[..self.taps * high * low.div_ceil(2)];
+                bf16::pair_columns(isa, kernel, MatrixShape::dense(self.taps * high, low), pairs);
+                pairs
+            }
+        };
+        gather.pack(pairs, bytemuck::cast_slice_mut(packed));
+    }
+
+    /// What belongs to the high image, and what to the low one.
+    fn high_and_low<T>(&self, input: T, output: T) -> [T; 2] {
+        if self.to_high { [output, input] } else { [input, output] }
     }
 
     /// `output = relu(linear(input) + bias)`, or without relu if the activation is another one.
     pub(super) fn forward(&self, samples: usize, pass: ForwardPass<'_>) {
         let ForwardPass { parameters, packed, input, output, scratch } = pass;
-        self.forward.run(
-            samples,
-            GatherOperands {
-                input,
-                packed: &packed[self.packed_forward.clone()],
-                bias: self.bias.clone().map(|range| &parameters[range]),
-                output,
-                after: if self.activation == Activation::Relu { After::Relu } else { After::Keep },
-                scratch,
-            },
-        );
+        let bias = self.bias.clone().map(|range| &parameters[range]);
+        let after = if self.activation == Activation::Relu { After::Relu } else { After::Keep };
+        let sums = GatherSums { bias, output, after };
+        self.gather(&self.forward, samples, (input, self.input), &packed[self.packed_forward.clone()], sums, scratch);
     }
 
     /// Adds the gradients of kernel and bias for `samples` samples to `gradient` (laid out like the parameters), or
     /// sets them if this is the `first` batch of a leaf. `delta` is the loss' derivative by the linear map's output.
-    pub(super) fn weight_gradient(&self, isa: Isa, samples: usize, first: bool, pass: GradientPass<'_>) {
+    pub(super) fn weight_gradient(&self, samples: usize, first: bool, pass: GradientPass<'_>) {
         let GradientPass { input, delta, gradient, scratch } = pass;
+        let Arithmetic { isa, precision } = self.arithmetic;
         if let Some(bias) = &self.bias {
             let sums = &mut gradient[bias.clone()];
             if first {
                 sums.fill(0.0);
             }
             // Sample by sample, so that the lanes of a single channel's sum do not depend on the batch.
-            for delta in delta[..samples * self.output_elements].chunks_exact(self.output_elements) {
-                elementwise::add_rows(isa, delta, self.channels_out, sums);
+            let size = self.output.elements();
+            for delta in delta[..samples * size].chunks_exact(size) {
+                elementwise::add_rows(isa, delta, self.output.channels, sums);
             }
         }
-        let (high, low) = if self.to_high { (delta, input) } else { (input, delta) };
         let gradient = &mut gradient[self.kernel.clone()];
-        self.weight_gradient.run(samples, ReduceOperands { high, low, gradient, accumulate: !first, scratch });
+        let accumulate = !first;
+        if precision == Precision::F32 {
+            let [high, low] = self.high_and_low(input, delta);
+            return self.weight_gradient.run(samples, ReduceOperands { high, low, gradient, accumulate, scratch });
+        }
+        let (of_input, scratch) = scratch.split_at_mut(self.input.sample_pairs(samples));
+        let (of_output, scratch) = scratch.split_at_mut(self.output.sample_pairs(samples));
+        let pair = |values: &[f32], size: ImageSize, pairs| {
+            let pairs: &mut [Bf16Pair] = bytemuck::cast_slice_mut(pairs);
+            let len = size.elements();
+            bf16::pair_rows(isa, &values[..samples * len], RowPairs::neighbours(len), pairs, len);
+        };
+        pair(input, self.input, &mut *of_input);
+        pair(delta, self.output, &mut *of_output);
+        let [high, low] = self.high_and_low(&*of_input, &*of_output).map(bytemuck::cast_slice);
+        let scratch: &mut [Bf16Pair] = bytemuck::cast_slice_mut(scratch);
+        let operands = ReduceOperands { high, low, gradient, accumulate, scratch };
+        self.weight_gradient.run(samples.div_ceil(2), operands);
     }
 
     /// The loss' derivative by the layer's input, from `delta` as above; `after` is applied to it.
     pub(super) fn input_gradient(&self, samples: usize, after: After<'_>, pass: InputGradientPass<'_>) {
         let InputGradientPass { packed, delta, input_gradient, scratch } = pass;
         if let Some((gather, range)) = &self.backward {
-            gather.run(
-                samples,
-                GatherOperands {
-                    input: delta,
-                    packed: &packed[range.clone()],
-                    bias: None,
-                    output: input_gradient,
-                    after,
-                    scratch,
-                },
-            );
+            let sums = GatherSums { bias: None, output: input_gradient, after };
+            self.gather(gather, samples, (delta, self.output), &packed[range.clone()], sums, scratch);
         }
     }
+
+    /// Runs a plan over floats, or over pairs that are made of them first.
+    fn gather(
+        &self,
+        gather: &Gather,
+        samples: usize,
+        (input, size): (&[f32], ImageSize),
+        packed: &[f32],
+        sums: GatherSums<'_>,
+        scratch: &mut [f32],
+    ) {
+        let GatherSums { bias, output, after } = sums;
+        match self.arithmetic.precision {
+            Precision::F32 => {
+                gather.run(samples, GatherOperands { input, packed, bias, output, after, scratch });
+            }
+            Precision::Bf16 => {
+                let len = samples * size.channel_pairs();
+                let (pairs, scratch) = scratch.split_at_mut(in_lines(len));
+                let pairs: &mut [Bf16Pair] = bytemuck::cast_slice_mut(pairs);
+                let input = &input[..samples * size.elements()];
+                let shape = MatrixShape::dense(samples * size.pixels, size.channels);
+                bf16::pair_columns(self.arithmetic.isa, input, shape, &mut pairs[..len]);
+                let (input, packed) = (&pairs[..len], bytemuck::cast_slice(packed));
+                gather.run(samples, GatherOperands { input, packed, bias, output, after, scratch });
+            }
+        }
+    }
+}
+
+/// What a gather makes of its sums, and where they go.
+struct GatherSums<'a> {
+    bias: Option<&'a [f32]>,
+    output: &'a mut [f32],
+    after: After<'a>,
 }
 
 /// What [`Linear::forward`] reads and writes.

@@ -9,7 +9,7 @@ use super::profile::Lap;
 use super::workspace::Workspace;
 use crate::kernel::contraction::After;
 use crate::kernel::pooling;
-use crate::kernel::{Isa, elementwise};
+use crate::kernel::{Arithmetic, Isa, Precision, elementwise};
 use crate::model::{Activation, LayerPlace, ResolvedModel};
 
 /// Activations of one pass should stay near the core: half a million floats are 2 MiB.
@@ -28,6 +28,7 @@ const MAX_DENSE_PASS_SAMPLES: usize = 512;
 #[derive(Debug)]
 pub struct Network {
     pub(super) isa: Isa,
+    precision: Precision,
     pub(super) loss: Loss,
     pub(super) ops: Vec<Op>,
     /// The layers that `ops` belong to.
@@ -37,7 +38,9 @@ pub struct Network {
     /// Elements of a sample before each op and after the last one.
     pub(super) elements: Vec<usize>,
     pub(super) parameters: usize,
+    /// Words of packed weights, and words behind them that packing needs.
     packed_len: usize,
+    packing_len: usize,
     pub(super) scratch_len: usize,
     pub(super) pass_samples: usize,
     /// Whether passes take many samples, and threads share each step.
@@ -72,23 +75,36 @@ pub struct Weights<'a> {
 pub type WriteSample<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
 
 impl Network {
-    /// The plans of `model` for `isa`.
-    pub fn new(model: &ResolvedModel, loss: Loss, isa: Isa) -> Self {
+    /// The plans of `model` for an instruction set, and operands of product-sums that are 32-bit floats if nothing else
+    /// is said.
+    pub fn new(model: &ResolvedModel, loss: Loss, arithmetic: impl Into<Arithmetic>) -> Self {
         let all: usize = model.layers.iter().map(|layer| layer.output.elements()).sum();
         let pass_samples = if is_dense(model) {
             (DENSE_PASS_FLOATS / all.max(1)).clamp(1, MAX_DENSE_PASS_SAMPLES)
         } else {
             (PASS_FLOATS / all.max(1)).clamp(4, MAX_PASS_SAMPLES) / 4 * 4
         };
-        Self::with_pass_samples(model, loss, isa, pass_samples)
+        Self::with_pass_samples(model, loss, arithmetic, pass_samples)
     }
 
-    /// The same with a given number of samples to a pass, which is a matter of speed and memory alone.
+    /// The same with a given number of samples to a pass, which is a matter of speed and memory alone. In bfloat16, passes
+    /// begin at even samples, because the sums over samples take two at a time: an odd number is raised by one.
     ///
     /// # Panics
     /// When `pass_samples` is 0.
-    pub fn with_pass_samples(model: &ResolvedModel, loss: Loss, isa: Isa, pass_samples: usize) -> Self {
+    pub fn with_pass_samples(
+        model: &ResolvedModel,
+        loss: Loss,
+        arithmetic: impl Into<Arithmetic>,
+        pass_samples: usize,
+    ) -> Self {
         assert!(pass_samples > 0, "a pass takes at least one sample");
+        let arithmetic = arithmetic.into();
+        let Arithmetic { isa, precision } = arithmetic;
+        let pass_samples = match precision {
+            Precision::F32 => pass_samples,
+            Precision::Bf16 => pass_samples.next_multiple_of(2),
+        };
         let mut ops = Vec::new();
         let mut places = Vec::new();
         let mut elements = vec![model.input_shape().elements()];
@@ -97,10 +113,10 @@ impl Network {
         let mut trained = false;
         let is_dense = is_dense(model);
         for (i, (layer, live)) in model.layers.iter().zip(LiveSizes::of(model)).enumerate() {
-            let op = if is_dense && let Some(dense) = DenseLayer::new(isa, layer, &model.layout, pass_samples) {
+            let op = if is_dense && let Some(dense) = DenseLayer::new(arithmetic, layer, &model.layout, pass_samples) {
                 Some(Op::Dense(Box::new(dense)))
             } else if let Some(linear) =
-                Linear::new(isa, (layer, live), &model.layout, pass_samples, packed_len, !trained)
+                Linear::new(arithmetic, (layer, live), &model.layout, pass_samples, packed_len, !trained)
             {
                 trained = true;
                 packed_len = linear.packed_end();
@@ -117,18 +133,24 @@ impl Network {
                 encoder_ops = ops.len();
             }
         }
-        let scratch_len = ops.iter().map(|op| match op {
-            Op::Linear(linear) => linear.scratch_len(pass_samples),
-            _ => 0,
-        });
-        let scratch_len = scratch_len.max().unwrap_or(0);
+        let largest = |len: &dyn Fn(&Linear) -> usize| {
+            let lens = ops.iter().map(|op| match op {
+                Op::Linear(linear) => len(linear),
+                _ => 0,
+            });
+            lens.max().unwrap_or(0)
+        };
+        let scratch_len = largest(&|linear| linear.scratch_len(pass_samples));
+        let packing_len = largest(&Linear::packing_len);
         Self {
             isa,
+            precision,
             loss,
             encoder_ops,
             elements,
             parameters: model.layout.parameters(),
             packed_len,
+            packing_len,
             scratch_len,
             pass_samples,
             is_dense,
@@ -145,6 +167,11 @@ impl Network {
     /// The instruction set that the network runs on.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// What the operands of product-sums are rounded to.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Number of samples that one pass takes through all layers.
@@ -174,18 +201,19 @@ impl Network {
         2 * (3 * products.sum::<usize>() - first)
     }
 
-    /// Floats of packed weights.
+    /// Floats of packed weights. (In bfloat16, two numbers take the place of a float.)
     pub fn packed_len(&self) -> usize {
-        self.packed_len
+        self.packed_len + self.packing_len
     }
 
     /// Prepares a version of the parameters for the passes. `packed` has [`Network::packed_len`] floats; passes are fastest
     /// if it is aligned ([`crate::kernel::AlignedFloats`]).
     pub fn pack(&self, parameters: &[f32], packed: &mut [f32]) {
         assert_eq!(parameters.len(), self.parameters, "parameters of the network");
+        let (packed, scratch) = packed.split_at_mut(self.packed_len);
         for op in &self.ops {
             if let Op::Linear(linear) = op {
-                linear.pack(parameters, packed);
+                linear.pack(parameters, packed, scratch);
             }
         }
     }
@@ -312,7 +340,7 @@ impl Network {
                 }
                 Op::Linear(linear) => {
                     let gradients = GradientPass { input: &values[i], delta, gradient, scratch };
-                    linear.weight_gradient(self.isa, samples, pass.first, gradients);
+                    linear.weight_gradient(samples, pass.first, gradients);
                     lap(Lap::WeightGradient(i));
                     let packed = weights.packed;
                     linear.input_gradient(

@@ -2,7 +2,7 @@
 
 use super::network::Network;
 use super::op::Op;
-use crate::kernel::contraction::{Crew, DeskSize, SLACK};
+use crate::kernel::contraction::{Crew, CrewSize, SLACK};
 use crate::kernel::{AlignedFloats, elementwise};
 
 /// Memory for passes. It is made once; passes allocate nothing.
@@ -34,9 +34,9 @@ impl Network {
         };
         let kept = for_ops(&|op| elementwise::needs_input(op.activation()));
         let winners = for_ops(&|op| matches!(op, Op::MaxPool { .. }));
-        let desks = self.ops.iter().map(|op| match op {
-            Op::Dense(dense) => dense.desk(),
-            _ => DeskSize::default(),
+        let crews = self.ops.iter().map(|op| match op {
+            Op::Dense(dense) => dense.crew(),
+            _ => CrewSize::default(),
         });
         let threads = if self.is_dense { rayon::current_num_threads() } else { 1 };
         Workspace {
@@ -46,7 +46,7 @@ impl Network {
             winners: winners.into_iter().map(|len| vec![0; len]).collect(),
             losses: vec![0.0; self.pass_samples],
             scratch: AlignedFloats::zeros(self.scratch_len),
-            crew: Crew::new(threads, desks.fold(DeskSize::default(), DeskSize::max)),
+            crew: Crew::new(threads, crews.fold(CrewSize::default(), CrewSize::max)),
         }
     }
 }

@@ -14,6 +14,8 @@ use crate::kernel::AlignedFloats;
 /// Scratch memory for as many threads as may share an operation.
 #[derive(Debug)]
 pub struct Crew {
+    /// What is prepared for all threads before they share an operation.
+    pub(super) shared: AlignedFloats,
     desks: Vec<Desk>,
     /// What each thread has left to do.
     stretches: Vec<Stretch>,
@@ -29,29 +31,35 @@ pub(super) struct Desk {
     pub(super) groups: Vec<bool>,
 }
 
-/// How much a thread's desk holds.
+/// How much memory a crew needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DeskSize {
-    /// Floats of scratch memory.
-    pub floats: usize,
-    /// Groups of columns.
+pub struct CrewSize {
+    /// Floats of a thread's scratch memory.
+    pub desk: usize,
+    /// Groups of columns on a desk.
     pub groups: usize,
+    /// Floats that all threads read.
+    pub shared: usize,
 }
 
-impl DeskSize {
+impl CrewSize {
     /// The size that holds either.
     pub fn max(self, other: Self) -> Self {
-        Self { floats: self.floats.max(other.floats), groups: self.groups.max(other.groups) }
+        let Self { desk, groups, shared } = other;
+        Self { desk: self.desk.max(desk), groups: self.groups.max(groups), shared: self.shared.max(shared) }
     }
 }
 
 impl Crew {
     /// A crew of `threads` threads.
-    pub fn new(threads: usize, desk: DeskSize) -> Self {
+    pub fn new(threads: usize, size: CrewSize) -> Self {
         let threads = threads.max(1);
-        let desk =
-            |_| Desk { scratch: AlignedFloats::zeros(desk.floats), panel: None, groups: vec![false; desk.groups] };
-        Self { desks: (0..threads).map(desk).collect(), stretches: (0..threads).map(|_| Stretch::default()).collect() }
+        let desk = |_| Desk { scratch: AlignedFloats::zeros(size.desk), panel: None, groups: vec![false; size.groups] };
+        Self {
+            shared: AlignedFloats::zeros(size.shared),
+            desks: (0..threads).map(desk).collect(),
+            stretches: (0..threads).map(|_| Stretch::default()).collect(),
+        }
     }
 
     /// Number of threads that may work at the same time.
@@ -135,7 +143,7 @@ mod tests {
     #[test]
     fn every_unit_is_done_once() {
         for (threads, units) in [(1, 6), (2, 1), (2, 21), (3, 2), (4, 25), (8, 3), (3, 0)] {
-            let mut crew = Crew::new(threads, DeskSize { floats: 1, groups: 1 });
+            let mut crew = Crew::new(threads, CrewSize { desk: 1, groups: 1, shared: 0 });
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
             for worth_sharing in [true, false] {
                 let done: Vec<_> = (0..units).map(|_| AtomicUsize::new(0)).collect();

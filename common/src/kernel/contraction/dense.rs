@@ -9,19 +9,20 @@
 //! With large weights, memory is the bottleneck as often as arithmetic. So weights are read where they lie, once for each
 //! pass: who computes a panel of output columns copies the panel's operand together first. And a weight gradient is
 //! written once, after the tree over all leaves of the pass. Threads do not share copies: to fetch them from another
-//! core's cache takes longer than to make them.
+//! core's cache takes longer than to make them. (The pairs of `pairs.rs` are made once, because that is more than a copy.)
 
-use super::crew::{Desk, DeskSize};
-use super::{After, Crew, Panel, SLACK, index, panels};
+mod pairs;
+mod product;
+
+use product::{DeskLayout, First, GROUP, Product, Sums};
+
+use super::crew::CrewSize;
+use super::{After, Crew, Panel};
 use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
-use crate::kernel::microkernel::{self, Block, Finish, MAX_SEGMENTS, Row, Run, Start, panel_widths};
+use crate::kernel::microkernel::{MAX_SEGMENTS, panel_widths};
+use crate::kernel::precision::{Arithmetic, Precision};
 use crate::kernel::transpose::{MatrixShape, transpose};
-
-/// Fewer products than this are not worth another thread: about 10 us of one core.
-const MIN_SHARED_PRODUCTS: usize = 1 << 20;
-/// Units for each thread, so that one that is disturbed does not hold up the others for long.
-const UNITS_PER_THREAD: usize = 24;
 
 /// Sizes of a dense layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,57 +39,53 @@ pub struct DenseShape {
 #[derive(Debug)]
 pub struct Dense {
     isa: Isa,
+    precision: Precision,
     shape: DenseShape,
     max_rows: usize,
     forward: Product,
     input_gradient: Product,
     weight_gradient: Product,
+    crew: CrewSize,
 }
-
-/// Which outputs a product has, and where their operands begin.
-#[derive(Debug)]
-struct Product {
-    rows: Vec<Row>,
-    panels: Vec<Panel>,
-}
-
-impl Product {
-    /// `rows` rows by `columns` columns. The operand of row `i` begins at `a(i)`.
-    fn new(isa: Isa, rows: usize, columns: usize, a: impl Fn(usize) -> usize) -> Self {
-        let row = |i: usize| Row { a: index(a(i)), c: index(i * columns) };
-        Self { rows: (0..rows).map(row).collect(), panels: panels(isa, columns, 0) }
-    }
-}
-
-/// Input columns that are copied together for a weight gradient, so that they lie side by side for each sample: a
-/// multiple of the rows of the microkernel's largest tiles (6 and 8), in whole cache lines.
-const GROUP: usize = 48;
 
 impl Dense {
     /// A plan for up to `max_samples` samples at a time.
-    pub fn new(isa: Isa, shape: DenseShape, max_samples: usize) -> Self {
+    pub fn new(arithmetic: impl Into<Arithmetic>, shape: DenseShape, max_samples: usize) -> Self {
+        let Arithmetic { isa, precision } = arithmetic.into();
         let DenseShape { pixels, inputs, outputs } = shape;
         let max_rows = max_samples * pixels;
+        let panel_len = inputs.max(outputs).max(max_rows) * panel_widths(isa)[0];
+        let desk = DeskLayout { panel_len, max_rows };
+        // What a row of the first operand takes.
+        let elements = |floats: usize| match precision {
+            Precision::F32 => floats,
+            Precision::Bf16 => floats.div_ceil(2),
+        };
+        // One more row for the bias: the weight of an input that is always 1.
+        let rows_of_gradient = inputs + 1;
+        let in_groups = |i: usize| i / GROUP * GROUP * max_rows + i % GROUP;
         Self {
             isa,
+            precision,
             shape,
             max_rows,
-            forward: Product::new(isa, max_rows, outputs, |row| row * inputs),
-            input_gradient: Product::new(isa, max_rows, inputs, |row| row * outputs),
-            // One more row for the bias: the weight of an input that is always 1.
-            weight_gradient: Product::new(isa, inputs + 1, outputs, |i| i / GROUP * GROUP * max_rows + i % GROUP),
+            forward: Product::new(isa, [max_rows, outputs], desk, |row| row * elements(inputs)),
+            input_gradient: Product::new(isa, [max_rows, inputs], desk, |row| row * elements(outputs)),
+            weight_gradient: Product::new(isa, [rows_of_gradient, outputs], desk, in_groups),
+            crew: CrewSize {
+                desk: panel_len + rows_of_gradient.next_multiple_of(GROUP) * max_rows,
+                groups: rows_of_gradient.div_ceil(GROUP),
+                shared: match precision {
+                    Precision::F32 => 0,
+                    Precision::Bf16 => max_rows * elements(inputs.max(outputs)),
+                },
+            },
         }
     }
 
-    /// What each thread of a crew needs.
-    pub fn desk(&self) -> DeskSize {
-        let groups = (self.shape.inputs + 1).div_ceil(GROUP);
-        DeskSize { floats: self.panel_len() + groups * GROUP * self.max_rows, groups }
-    }
-
-    /// Floats at the beginning of a desk for a panel of the second operand. Groups of the first one lie behind it.
-    fn panel_len(&self) -> usize {
-        self.shape.inputs.max(self.shape.outputs).max(self.max_rows) * panel_widths(self.isa)[0]
+    /// What a crew needs for the plan.
+    pub fn crew(&self) -> CrewSize {
+        self.crew
     }
 
     /// Computes `output` (samples, pixels, outputs): `after(input * weights + bias)`, inputs ascending.
@@ -96,17 +93,20 @@ impl Dense {
     /// # Panics
     /// When `samples` exceeds the plan's largest number or a slice is too short.
     pub fn forward(&self, samples: usize, operands: DenseForward<'_>, crew: &mut Crew) {
-        let DenseForward { input, weights, bias, output, after } = operands;
         let DenseShape { inputs, outputs, .. } = self.shape;
+        assert_eq!(operands.weights.len(), inputs * outputs, "weights of the plan");
+        assert!(operands.bias.is_none_or(|bias| bias.len() == outputs), "one bias for each output");
+        if self.precision == Precision::Bf16 {
+            return self.forward_of_pairs(samples, operands, crew);
+        }
+        let DenseForward { input, weights, bias, output, after } = operands;
         let rows = self.rows(samples);
-        assert_eq!(weights.len(), inputs * outputs, "weights of the plan");
-        assert!(bias.is_none_or(|bias| bias.len() == outputs), "one bias for each output");
         let pack = |panel: &Panel, packed: &mut [f32]| {
             elementwise::copy_columns(self.isa, weights, outputs, panel.start, panel.columns, packed, panel.width);
         };
         let sums =
             Sums { rows, depth: inputs, run_depth: inputs, segments: &[1], a_step: 1, bias, accumulate: false, after };
-        self.multiply(&self.forward, sums, First::Rows(input), &pack, output, crew);
+        self.forward.multiply(sums, First::Rows(input), &pack, output, crew);
     }
 
     /// Computes `input_gradient` (samples, pixels, inputs): `after(delta * weights transposed)`, outputs ascending.
@@ -114,12 +114,15 @@ impl Dense {
     /// # Panics
     /// As for [`Dense::forward`].
     pub fn input_gradient(&self, samples: usize, operands: DenseInputGradient<'_>, crew: &mut Crew) {
-        let DenseInputGradient { delta, weights, input_gradient, after } = operands;
         let DenseShape { inputs, outputs, .. } = self.shape;
+        assert_eq!(operands.weights.len(), inputs * outputs, "weights of the plan");
+        if self.precision == Precision::Bf16 {
+            return self.input_gradient_of_pairs(samples, operands, crew);
+        }
+        let DenseInputGradient { delta, weights, input_gradient, after } = operands;
         let rows = self.rows(samples);
-        assert_eq!(weights.len(), inputs * outputs, "weights of the plan");
         let pack = |panel: &Panel, packed: &mut [f32]| {
-            let shape = MatrixShape { rows: panel.columns, columns: outputs, stride: outputs };
+            let shape = MatrixShape::dense(panel.columns, outputs);
             transpose(self.isa, &weights[panel.start * outputs..], shape, packed, panel.width);
         };
         let sums = Sums {
@@ -132,7 +135,7 @@ impl Dense {
             accumulate: false,
             after,
         };
-        self.multiply(&self.input_gradient, sums, First::Rows(delta), &pack, input_gradient, crew);
+        self.input_gradient.multiply(sums, First::Rows(delta), &pack, input_gradient, crew);
     }
 
     /// Adds to `gradient` (inputs, outputs; then the bias' outputs, if there is one) the sum over samples and pixels of
@@ -142,24 +145,27 @@ impl Dense {
     /// # Panics
     /// As for [`Dense::forward`], and when the number of leaves is wrong.
     pub fn weight_gradient(&self, leaves: &[usize], operands: DenseWeightGradient<'_>, crew: &mut Crew) {
-        let DenseWeightGradient { input, delta, gradient, accumulate } = operands;
         let DenseShape { pixels, inputs, outputs } = self.shape;
         let depth = self.rows(leaves.iter().sum());
+        let DenseWeightGradient { input, delta, gradient, accumulate } = operands;
         assert!(leaves.len().is_power_of_two() && leaves.len() <= MAX_SEGMENTS, "{} leaves", leaves.len());
         assert!(!accumulate || leaves.len() == 1, "a tree of leaves starts from 0");
         assert!(input.len() >= depth * inputs && delta.len() >= depth * outputs, "operands too short");
-        let with_bias = gradient.len() == (inputs + 1) * outputs;
-        assert!(with_bias || gradient.len() == inputs * outputs, "gradient of the plan");
+        let rows = gradient.len() / outputs;
+        assert!(gradient.len() == rows * outputs && (inputs..=inputs + 1).contains(&rows), "gradient of the plan");
+        if self.precision == Precision::Bf16 {
+            let operands = DenseWeightGradient { input, delta, gradient, accumulate };
+            return self.weight_gradient_of_pairs(leaves, operands, crew);
+        }
         let pack = |panel: &Panel, packed: &mut [f32]| {
             let delta = &delta[..depth * outputs];
             elementwise::copy_columns(self.isa, delta, outputs, panel.start, panel.columns, packed, panel.width);
         };
-        let rows = inputs + usize::from(with_bias);
         let after = After::Keep;
         let sums =
             Sums { rows, depth, run_depth: pixels, segments: leaves, a_step: GROUP, bias: None, accumulate, after };
         let group = |group: usize, to: &mut [f32]| self.group_input(&input[..depth * inputs], group, depth, to);
-        self.multiply(&self.weight_gradient, sums, First::Columns(&group), &pack, gradient, crew);
+        self.weight_gradient.multiply(sums, First::Columns(&group), &pack, gradient, crew);
     }
 
     /// Copies a group of input columns together, and a column of ones behind the last one.
@@ -177,145 +183,6 @@ impl Dense {
         let rows = samples * self.shape.pixels;
         assert!(rows <= self.max_rows, "{rows} rows in a plan for {}", self.max_rows);
         rows
-    }
-
-    /// Computes a product in units of a panel by some rows. `pack` writes a panel of the second operand, `depth` rows
-    /// as wide as the panel.
-    fn multiply(
-        &self,
-        product: &Product,
-        sums: Sums<'_>,
-        first: First<'_>,
-        pack: &(dyn Fn(&Panel, &mut [f32]) + Sync),
-        output: &mut [f32],
-        crew: &mut Crew,
-    ) {
-        let Sums { rows, depth, run_depth, segments, a_step, bias, accumulate, after } = sums;
-        let (rows, columns) = (&product.rows[..rows], product.panels.iter().map(|panel| panel.columns).sum::<usize>());
-        let Some(last) = rows.last() else { return };
-        let operand_len = last.a as usize + depth.saturating_sub(1) * a_step + 1;
-        assert!(first.holds(operand_len), "first operand too short");
-        assert!(output.len() >= last.c as usize + columns, "output too short");
-        assert_eq!(segments.iter().sum::<usize>() * run_depth, depth, "segments make up the depth");
-        if let After::Gate(gate) = after {
-            assert!(gate.len() >= last.c as usize + columns, "gate too short");
-        }
-        let runs = [Run { a: 0, b: 0, depth: index(run_depth) }];
-        let unit_rows = unit_rows(rows.len(), product.panels.len(), crew.size());
-        let stretches = rows.len().div_ceil(unit_rows);
-        let output = Output(output.as_mut_ptr());
-        let worth_sharing = rows.len() * depth * columns >= MIN_SHARED_PRODUCTS;
-        crew.share(product.panels.len() * stretches, worth_sharing, |unit, desk| {
-            let (panel_index, stretch) = (unit / stretches, unit % stretches * unit_rows);
-            let panel = &product.panels[panel_index];
-            let rows = &rows[stretch..rows.len().min(stretch + unit_rows)];
-            let Desk { scratch, panel: at_hand, groups } = desk;
-            let (packed, grouped) = scratch.split_at_mut(self.panel_len());
-            let packed = &mut packed[..depth * panel.width];
-            if at_hand.replace(panel_index) != Some(panel_index) {
-                pack(panel, packed);
-            }
-            let a = match first {
-                First::Rows(operand) => operand,
-                First::Columns(copy) => {
-                    for group in stretch / GROUP..(stretch + rows.len()).div_ceil(GROUP) {
-                        if !std::mem::replace(&mut groups[group], true) {
-                            copy(group, &mut grouped[group * GROUP * self.max_rows..]);
-                        }
-                    }
-                    assert!(grouped.len() >= operand_len, "desk of the plan");
-                    grouped
-                }
-            };
-            let block = Block {
-                a: a.as_ptr(),
-                b: packed.as_ptr(),
-                c: output.column(panel.start),
-                rows,
-                runs: &runs,
-                segments,
-                a_repeat: run_depth * a_step,
-                b_repeat: run_depth,
-                a_step,
-                b_stride: panel.width,
-                columns: panel.columns,
-                start: match bias {
-                    _ if accumulate => Start::Accumulate,
-                    Some(bias) => Start::Bias(bias[panel.start..].as_ptr()),
-                    None => Start::Zero,
-                },
-                finish: match after {
-                    After::Keep => Finish::Keep,
-                    After::Relu => Finish::Relu,
-                    After::Gate(gate) => Finish::Gate(gate[panel.start..].as_ptr()),
-                },
-            };
-            debug_assert!(panel.width <= SLACK);
-            // SAFETY: the lengths of `a`, `output` and the gate were checked above for the last row, and rows ascend;
-            // the segments go through `depth` rows of the packed panel, which are whole vectors wide; units are
-            // different panels or different rows, so that no two of them share an output.
-            unsafe { microkernel::run(self.isa, &block) }
-        });
-    }
-}
-
-/// The first operand of a product.
-#[derive(Clone, Copy)]
-enum First<'a> {
-    /// It is read where it lies.
-    Rows(&'a [f32]),
-    /// Groups of its columns are copied to the desks of those who need them.
-    Columns(&'a (dyn Fn(usize, &mut [f32]) + Sync)),
-}
-
-impl First<'_> {
-    /// Whether that many floats are there. A desk is checked when it is used.
-    fn holds(&self, len: usize) -> bool {
-        match self {
-            Self::Rows(operand) => operand.len() >= len,
-            Self::Columns(_) => true,
-        }
-    }
-}
-
-/// What a product sums, and how.
-#[derive(Clone, Copy)]
-struct Sums<'a> {
-    rows: usize,
-    /// Products of one output.
-    depth: usize,
-    /// Products of one repeat of a segment.
-    run_depth: usize,
-    segments: &'a [usize],
-    /// From one float of a row's operand to the next.
-    a_step: usize,
-    bias: Option<&'a [f32]>,
-    accumulate: bool,
-    after: After<'a>,
-}
-
-/// Rows of a unit of work, so that there are enough units for all threads to be done at the same time.
-fn unit_rows(rows: usize, panels: usize, threads: usize) -> usize {
-    if threads == 1 {
-        return rows;
-    }
-    let units = (threads * UNITS_PER_THREAD).div_ceil(panels);
-    rows.div_ceil(units).next_multiple_of(GROUP)
-}
-
-/// An output to which several threads write, each to places of its own.
-#[derive(Clone, Copy)]
-struct Output(*mut f32);
-
-// SAFETY: an address may be known to any thread. Who writes through it says why nobody else does.
-unsafe impl Send for Output {}
-// SAFETY: as above.
-unsafe impl Sync for Output {}
-
-impl Output {
-    /// The output from a column on.
-    fn column(self, column: usize) -> *mut f32 {
-        self.0.wrapping_add(column)
     }
 }
 

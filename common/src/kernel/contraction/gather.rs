@@ -7,6 +7,7 @@ use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
 use crate::kernel::lists::Lists;
 use crate::kernel::microkernel::{self, Block, Finish, Row, Run, Start};
+use crate::kernel::products::Element;
 use crate::kernel::transpose::{MatrixShape, transpose};
 
 /// Below this many output channels a [`Gather`] over several taps multiplies all taps' filters first and adds up after.
@@ -54,6 +55,8 @@ enum Strategy {
 }
 
 /// A plan for forward passes and input gradients; see the module's documentation.
+///
+/// Its input channels are elements of its operands: of pairs there are half as many as of floats.
 #[derive(Debug)]
 pub struct Gather {
     isa: Isa,
@@ -117,7 +120,7 @@ impl Gather {
         }
     }
 
-    /// Floats of a packed copy of the weights.
+    /// Elements of a packed copy of the weights.
     pub fn packed_len(&self) -> usize {
         self.panels.iter().map(|panel| panel.width).sum::<usize>() * self.depth()
     }
@@ -142,7 +145,7 @@ impl Gather {
     ///
     /// # Panics
     /// When a slice has not the length that the plan says.
-    pub fn pack(&self, weights: &[f32], packed: &mut [f32]) {
+    pub fn pack<E: Element>(&self, weights: &[E], packed: &mut [E]) {
         assert_eq!(weights.len(), self.taps * self.channels_in * self.channels_out, "weights of the plan");
         assert_eq!(packed.len(), self.packed_len(), "packed weights of the plan");
         match (&self.strategy, self.direction) {
@@ -153,36 +156,37 @@ impl Gather {
     }
 
     /// The summed channels are the weights' rows: rows of a panel are stretches of rows of the weights.
-    fn pack_rows(&self, weights: &[f32], packed: &mut [f32]) {
+    fn pack_rows<E: Element>(&self, weights: &[E], packed: &mut [E]) {
         for panel in &self.panels {
             let target = &mut packed[panel.offset..][..panel.width * self.depth()];
             for (row, from) in target.chunks_exact_mut(panel.width).zip(weights.chunks_exact(self.channels_out)) {
                 row[..panel.columns].copy_from_slice(&from[panel.start..][..panel.columns]);
-                row[panel.columns..].fill(0.0);
+                row[panel.columns..].fill(E::zeroed());
             }
         }
     }
 
     /// The summed channels are the weights' columns: every tap's matrix is transposed.
-    fn pack_columns(&self, weights: &[f32], packed: &mut [f32]) {
+    fn pack_columns<E: Element>(&self, weights: &[E], packed: &mut [E]) {
         let (depth, size) = (self.channels_in, self.channels_in * self.channels_out);
         for panel in &self.panels {
             let target = &mut packed[panel.offset..][..panel.width * self.depth()];
             for (matrix, tap) in target.chunks_exact_mut(panel.width * depth).zip(weights.chunks_exact(size)) {
                 let rows = &tap[panel.start * depth..][..panel.columns * depth];
                 let shape = MatrixShape { rows: panel.columns, columns: depth, stride: depth };
+                let (rows, matrix) = (bytemuck::cast_slice(rows), bytemuck::cast_slice_mut(matrix));
                 transpose(self.isa, rows, shape, matrix, panel.width);
             }
         }
     }
 
     /// Column `tap * channels_out + channel` of the product is that tap's filter for that channel.
-    fn pack_tap_by_tap(&self, direction: Direction, weights: &[f32], packed: &mut [f32]) {
+    fn pack_tap_by_tap<E: Element>(&self, direction: Direction, weights: &[E], packed: &mut [E]) {
         let (depth, channels) = (self.channels_in, self.channels_out);
         for panel in &self.panels {
             let target = &mut packed[panel.offset..][..panel.width * depth];
             for (k, row) in target.chunks_exact_mut(panel.width).enumerate() {
-                row[panel.columns..].fill(0.0);
+                row[panel.columns..].fill(E::zeroed());
                 for (j, value) in row[..panel.columns].iter_mut().enumerate() {
                     let (tap, channel) = ((panel.start + j) / channels, (panel.start + j) % channels);
                     *value = match direction {
@@ -199,7 +203,7 @@ impl Gather {
     ///
     /// # Panics
     /// When `samples` exceeds the plan's largest number or a slice is too short.
-    pub fn run(&self, samples: usize, operands: GatherOperands<'_>) {
+    pub fn run<E: Element>(&self, samples: usize, operands: GatherOperands<'_, E>) {
         let GatherOperands { input, packed, bias, output, after, scratch } = operands;
         let outputs = samples * self.output_pixels * self.channels_out;
         assert!(samples <= self.max_samples, "{samples} samples in a plan for {}", self.max_samples);
@@ -260,14 +264,14 @@ impl Gather {
 }
 
 /// The block of a panel's columns of a group's outputs: plain sums of products.
-fn block<'a>(
+fn block<'a, E>(
     panel: &Panel,
     group: &'a Group,
     samples: usize,
-    input: &[f32],
-    packed: &[f32],
+    input: &[E],
+    packed: &[E],
     output: &mut [f32],
-) -> Block<'a> {
+) -> Block<'a, E> {
     Block {
         a: input.as_ptr(),
         b: packed[panel.offset..].as_ptr(),
@@ -286,11 +290,11 @@ fn block<'a>(
 }
 
 /// What a [`Gather`] reads and writes; see [`Gather::run`].
-pub struct GatherOperands<'a> {
+pub struct GatherOperands<'a, E = f32> {
     /// (samples, input pixels, input channels)
-    pub input: &'a [f32],
+    pub input: &'a [E],
     /// From [`Gather::pack`].
-    pub packed: &'a [f32],
+    pub packed: &'a [E],
     /// One for each output channel.
     pub bias: Option<&'a [f32]>,
     /// (samples, output pixels, output channels)

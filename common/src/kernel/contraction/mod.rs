@@ -21,12 +21,12 @@ use super::isa::Isa;
 use super::microkernel::{MAX_SEGMENTS, Run, panel_widths};
 use crate::model::{self, Padding, Pair};
 
-pub use crew::{Crew, DeskSize};
+pub use crew::{Crew, CrewSize};
 pub use dense::{Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient};
 pub use gather::{After, Direction, Gather, GatherOperands};
 pub use reduce::{Reduce, ReduceOperands};
 
-/// Floats that must follow the last element of a buffer that is read in whole vectors: the widest panel.
+/// Elements that must follow the last one of a buffer that is read in whole vectors: the widest panel.
 pub const SLACK: usize = 64;
 
 /// Leaves whose weight gradients one run can add up.

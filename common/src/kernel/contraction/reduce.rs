@@ -6,6 +6,7 @@ use super::{ChannelCounts, Panel, PixelRelation, SLACK, index, panels, pixels, p
 use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
 use crate::kernel::microkernel::{self, Block, Finish, Row, Run, Start, panel_width, panel_widths};
+use crate::kernel::products::Element;
 use crate::model::Pair;
 
 /// Weights whose taps connect the same rectangle of low pixels.
@@ -74,7 +75,7 @@ impl Reduce {
         plan
     }
 
-    /// Floats of scratch memory that a run over `samples` samples needs.
+    /// Elements of scratch memory that a run over `samples` samples needs.
     pub fn scratch_len(&self, samples: usize) -> usize {
         if self.packs_low() { samples * self.low_pixels * panel_widths(self.isa)[0] } else { 0 }
     }
@@ -86,11 +87,11 @@ impl Reduce {
 
     /// Adds to `gradient` (taps, high channels, low channels) the sum over samples, low rows and low columns of
     /// `high * low`, or sets it to that sum. `high` is (samples, high pixels, high channels), `low` (samples, low
-    /// pixels, low channels) followed by at least [`SLACK`] more floats.
+    /// pixels, low channels) followed by at least [`SLACK`] more elements. With pairs, a sample is a pair of samples.
     ///
     /// # Panics
     /// When a slice is too short.
-    pub fn run(&self, samples: usize, operands: ReduceOperands<'_>) {
+    pub fn run<E: Element>(&self, samples: usize, operands: ReduceOperands<'_, E>) {
         let ReduceOperands { high, low, gradient, accumulate, scratch } = operands;
         let channels = self.channels;
         assert!(high.len() >= samples * self.high_len, "high operand too short");
@@ -106,7 +107,8 @@ impl Reduce {
             let (b, b_stride) = if self.packs_low() {
                 let rows = samples * self.low_pixels;
                 let packed = &mut scratch[..rows * panel.width];
-                elementwise::copy_columns(self.isa, low, channels.low, panel.start, panel.columns, packed, panel.width);
+                let (from, to) = (bytemuck::cast_slice(low), bytemuck::cast_slice_mut(packed));
+                elementwise::copy_columns(self.isa, from, channels.low, panel.start, panel.columns, to, panel.width);
                 (packed.as_ptr(), panel.width)
             } else {
                 (low[panel.start..].as_ptr(), channels.low)
@@ -138,17 +140,17 @@ impl Reduce {
 }
 
 /// What a [`Reduce`] reads and writes; see [`Reduce::run`].
-pub struct ReduceOperands<'a> {
+pub struct ReduceOperands<'a, E = f32> {
     /// (samples, high pixels, high channels)
-    pub high: &'a [f32],
+    pub high: &'a [E],
     /// (samples, low pixels, low channels), then [`SLACK`].
-    pub low: &'a [f32],
+    pub low: &'a [E],
     /// (taps, high channels, low channels)
     pub gradient: &'a mut [f32],
     /// Whether `gradient` is added to or overwritten.
     pub accumulate: bool,
-    /// At least [`Reduce::scratch_len`] floats.
-    pub scratch: &'a mut [f32],
+    /// At least [`Reduce::scratch_len`] elements.
+    pub scratch: &'a mut [E],
 }
 
 /// A rectangle of low pixels: rows and columns, ends excluded.

@@ -1,0 +1,144 @@
+//! bfloat16: the upper half of a 32-bit float. Operands of product-sums in reduced precision are rounded to it.
+//!
+//! Products of two such numbers are exact in 32-bit floats (8 + 8 bits of significand), and are added up in those. So a
+//! product-sum of bfloat16 numbers is the chain of fused multiply-adds that it is everywhere, over operands that were
+//! rounded before. Two operands that follow each other in the order of the sum lie in one word, a [`Bf16Pair`], the
+//! first one in its upper half: one instruction of AVX-512 BF16, `vdpbf16ps`, multiplies and adds both, in that order,
+//! and rounds after each.
+//!
+//! # Why every instruction set gives the same bits
+//!
+//! That instruction takes denormal numbers for 0, and makes none; fused multiply-adds keep them. So none may ever occur:
+//!
+//! - Operands below 2^-50 are rounded to +0 ([`round`]). All others are multiples of 2^-57, and products of 2^-114.
+//! - Sums start from +0, from a bias, or from such a sum. A bias below 2^-50 starts as +0; a larger one is a multiple of
+//!   2^-73 (24 bits of significand).
+//! - The sum of two multiples of 2^-114, rounded to 24 bits, is a multiple of 2^-114 again. Other than 0 it is at least
+//!   that, and a denormal number is below 2^-126.
+//!
+//! No sum is ever -0 either: it does not start as that, and x - x is +0. Infinities and NaN are the same everywhere (but
+//! for the payload of NaN, which is left open). Whether an instruction does what is said here, a check shows before it
+//! is used (`products`).
+
+use bytemuck::{Pod, Zeroable};
+
+use super::per_isa::per_isa;
+use super::transpose::MatrixShape;
+
+/// Numbers of smaller magnitude count as 0.
+pub const SMALLEST: f32 = f32::from_bits((127 - 50) << 23);
+
+/// Two bfloat16 numbers in one word. The one that comes first in the order of a sum is its upper half.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bf16Pair(pub(super) u32);
+
+// SAFETY: the only field is a `u32`, for which all bits at 0 are a value.
+unsafe impl Zeroable for Bf16Pair {}
+// SAFETY: `repr(transparent)` over a `u32`: no padding, no invalid values, no interior mutability.
+unsafe impl Pod for Bf16Pair {}
+
+impl Bf16Pair {
+    /// Two floats, rounded.
+    #[inline(always)]
+    pub fn new(first: f32, second: f32) -> Self {
+        Self(bits(first) | bits(second) >> 16)
+    }
+
+    /// The two numbers.
+    pub fn numbers(self) -> [f32; 2] {
+        [f32::from_bits(self.0 & UPPER), f32::from_bits(self.0 << 16)]
+    }
+}
+
+const UPPER: u32 = 0xffff_0000;
+const MAGNITUDE: u32 = 0x7fff_ffff;
+const INFINITY: u32 = f32::INFINITY.to_bits();
+const QUIET: u32 = 0x0040_0000;
+
+/// The nearest bfloat16 number, the even one of two; +0 below [`SMALLEST`]. NaN stays NaN, and turns quiet.
+pub fn round(value: f32) -> f32 {
+    f32::from_bits(bits(value))
+}
+
+#[inline(always)]
+fn bits(value: f32) -> u32 {
+    let bits = value.to_bits();
+    let magnitude = bits & MAGNITUDE;
+    // What is carried out of the significand raises the exponent, up to infinity.
+    let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    let number = if magnitude < SMALLEST.to_bits() { 0 } else { nearest };
+    (if magnitude > INFINITY { bits | QUIET } else { number }) & UPPER
+}
+
+/// How [`pair_rows`] finds the two rows of a pair, and which of their columns it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowPairs {
+    /// Floats of a row.
+    pub columns: usize,
+    /// The first column that is taken.
+    pub start: usize,
+    /// How many are taken.
+    pub count: usize,
+    /// Rows from the first one of a pair to the second: the rows of a sample. Blocks of so many rows come in twos.
+    pub distance: usize,
+}
+
+impl RowPairs {
+    /// Whole rows, each with the next one.
+    pub fn neighbours(columns: usize) -> Self {
+        Self { columns, start: 0, count: columns, distance: 1 }
+    }
+
+    /// Rows of pairs that `rows` rows give.
+    pub fn rows(&self, rows: usize) -> usize {
+        rows.div_ceil(2 * self.distance) * self.distance
+    }
+}
+
+per_isa! {
+    /// Pairs neighbouring columns of a matrix, into rows without gaps. The last column of an odd number is paired with 0.
+    pub fn pair_columns(from: &[f32], shape: MatrixShape, to: &mut [Bf16Pair]) {
+        let MatrixShape { rows, columns, stride } = shape;
+        if columns == stride && columns.is_multiple_of(2) {
+            // One long row.
+            for (to, from) in to.iter_mut().zip(from[..rows * columns].as_chunks::<2>().0) {
+                *to = Bf16Pair::new(from[0], from[1]);
+            }
+            return;
+        }
+        for (to, from) in to.chunks_exact_mut(columns.div_ceil(2)).zip(from.chunks(stride)).take(rows) {
+            let (pairs, last) = from[..columns].as_chunks::<2>();
+            for (to, from) in to.iter_mut().zip(pairs) {
+                *to = Bf16Pair::new(from[0], from[1]);
+            }
+            if let ([last], Some(to)) = (last, to.last_mut()) {
+                *to = Bf16Pair::new(*last, 0.0);
+            }
+        }
+    }
+
+    /// Pairs columns of rows with those of later rows, into rows of `width` pairs. Rows without a partner are paired with
+    /// 0; columns from `count` to `width` are left as they are.
+    pub fn pair_rows(from: &[f32], shape: RowPairs, to: &mut [Bf16Pair], width: usize) {
+        let RowPairs { columns, start, count, distance } = shape;
+        let block = columns * distance;
+        for (to, from) in to.chunks_mut(width * distance).zip(from.chunks(2 * block)) {
+            let (first, second) = from.split_at(block.min(from.len()));
+            let (mut second, mut to) = (second.chunks_exact(columns), to.chunks_exact_mut(width));
+            for first in first.chunks_exact(columns) {
+                let Some(to) = to.next() else { break };
+                let (first, to) = (&first[start..start + count], &mut to[..count]);
+                if let Some(second) = second.next() {
+                    for ((to, first), second) in to.iter_mut().zip(first).zip(&second[start..start + count]) {
+                        *to = Bf16Pair::new(*first, *second);
+                    }
+                } else {
+                    for (to, first) in to.iter_mut().zip(first) {
+                        *to = Bf16Pair::new(*first, 0.0);
+                    }
+                }
+            }
+        }
+    }
+}

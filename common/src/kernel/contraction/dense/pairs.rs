@@ -1,0 +1,129 @@
+//! The three products in bfloat16.
+//!
+//! Forward passes and input gradients sum over pairs of neighbouring inputs and outputs. Those of the first operand are
+//! made once, in memory that the threads share; those of weights while a panel is copied. A weight gradient sums over
+//! pairs of a leaf's samples, which are made while panels and groups are copied; the last sample of an odd number is
+//! paired with 0.
+
+use bytemuck::{cast_slice, cast_slice_mut};
+use rayon::prelude::*;
+
+use super::product::{First, GROUP, Sums};
+use super::{Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient};
+use crate::kernel::AlignedFloats;
+use crate::kernel::bf16::{self, Bf16Pair, RowPairs};
+use crate::kernel::contraction::{After, Crew, Panel, SLACK};
+use crate::kernel::microkernel::MAX_SEGMENTS;
+use crate::kernel::transpose::{MatrixShape, transpose};
+
+/// Fewer floats than this are not worth another thread: a few microseconds of one core.
+const MIN_SHARED_FLOATS: usize = 1 << 14;
+/// Pairs of a row of weights that are transposed at a time: a cache line.
+const BLOCK: usize = 16;
+
+impl Dense {
+    pub(super) fn forward_of_pairs(&self, samples: usize, operands: DenseForward<'_>, crew: &mut Crew) {
+        let DenseForward { input, weights, bias, output, after } = operands;
+        let DenseShape { inputs, outputs, .. } = self.shape;
+        let (rows, depth) = (self.rows(samples), inputs.div_ceil(2));
+        let pack = |panel: &Panel, packed: &mut [Bf16Pair]| {
+            let shape = RowPairs { columns: outputs, start: panel.start, count: panel.columns, distance: 1 };
+            bf16::pair_rows(self.isa, weights, shape, packed, panel.width);
+        };
+        let sums = Sums { rows, depth, run_depth: depth, segments: &[1], a_step: 1, bias, accumulate: false, after };
+        self.with_pairs(&input[..rows * inputs], inputs, crew, |pairs, crew| {
+            self.forward.multiply(sums, First::Rows(pairs), &pack, output, crew);
+        });
+    }
+
+    pub(super) fn input_gradient_of_pairs(&self, samples: usize, operands: DenseInputGradient<'_>, crew: &mut Crew) {
+        let DenseInputGradient { delta, weights, input_gradient, after } = operands;
+        let outputs = self.shape.outputs;
+        let (rows, depth) = (self.rows(samples), outputs.div_ceil(2));
+        let pack = |panel: &Panel, packed: &mut [Bf16Pair]| {
+            let mut block = [Bf16Pair::default(); SLACK * BLOCK];
+            for first in (0..depth).step_by(BLOCK) {
+                let columns = (outputs - 2 * first).min(2 * BLOCK);
+                let shape = MatrixShape { rows: panel.columns, columns, stride: outputs };
+                let pairs = MatrixShape::dense(panel.columns, columns.div_ceil(2));
+                let block = &mut block[..pairs.rows * pairs.columns];
+                bf16::pair_columns(self.isa, &weights[panel.start * outputs + 2 * first..], shape, block);
+                let to = cast_slice_mut(&mut packed[first * panel.width..]);
+                transpose(self.isa, cast_slice(block), pairs, to, panel.width);
+            }
+        };
+        let sums =
+            Sums { rows, depth, run_depth: depth, segments: &[1], a_step: 1, bias: None, accumulate: false, after };
+        self.with_pairs(&delta[..rows * outputs], outputs, crew, |pairs, crew| {
+            self.input_gradient.multiply(sums, First::Rows(pairs), &pack, input_gradient, crew);
+        });
+    }
+
+    pub(super) fn weight_gradient_of_pairs(
+        &self,
+        leaves: &[usize],
+        operands: DenseWeightGradient<'_>,
+        crew: &mut Crew,
+    ) {
+        let DenseWeightGradient { input, delta, gradient, accumulate } = operands;
+        let DenseShape { pixels, inputs, outputs } = self.shape;
+        let mut segments = [0; MAX_SEGMENTS];
+        segments.iter_mut().zip(leaves).for_each(|(pairs, samples)| *pairs = samples.div_ceil(2));
+        let segments = &segments[..leaves.len()];
+        let depth = segments.iter().sum::<usize>() * pixels;
+        // Leaves do not share pairs: each is a sum of its own.
+        let pair = |values: &[f32], shape: RowPairs, pairs: &mut [Bf16Pair], width: usize| {
+            let (mut values, mut pairs) = (values, pairs);
+            for &samples in leaves {
+                let of_leaf = values.split_off(..samples * pixels * shape.columns);
+                let to = pairs.split_off_mut(..samples.div_ceil(2) * pixels * width);
+                let (of_leaf, to) = (of_leaf.expect("samples of all leaves"), to.expect("pairs of all leaves"));
+                bf16::pair_rows(self.isa, of_leaf, shape, to, width);
+            }
+        };
+        let pack = |panel: &Panel, packed: &mut [Bf16Pair]| {
+            let shape = RowPairs { columns: outputs, start: panel.start, count: panel.columns, distance: pixels };
+            pair(delta, shape, packed, panel.width);
+        };
+        let group = |group: usize, to: &mut [Bf16Pair]| {
+            let (start, to) = (group * GROUP, &mut to[..depth * GROUP]);
+            let count = GROUP.min(inputs - start);
+            pair(input, RowPairs { columns: inputs, start, count, distance: pixels }, to, GROUP);
+            if count < GROUP {
+                // The input of the bias. (What a sample without a partner is paired with has no delta.)
+                to.iter_mut().skip(count).step_by(GROUP).for_each(|one| *one = Bf16Pair::new(1.0, 1.0));
+            }
+        };
+        let sums = Sums {
+            rows: gradient.len() / outputs,
+            depth,
+            run_depth: pixels,
+            segments,
+            a_step: GROUP,
+            bias: None,
+            accumulate,
+            after: After::Keep,
+        };
+        self.weight_gradient.multiply(sums, First::Columns(&group), &pack, gradient, crew);
+    }
+
+    /// Calls `work` with the pairs of neighbours in rows of `columns` values, which all threads may read.
+    fn with_pairs(&self, values: &[f32], columns: usize, crew: &mut Crew, work: impl FnOnce(&[Bf16Pair], &mut Crew)) {
+        let mut memory: AlignedFloats = std::mem::take(&mut crew.shared);
+        let (rows, width) = (values.len() / columns, columns.div_ceil(2));
+        let pairs: &mut [Bf16Pair] = cast_slice_mut(&mut memory[..rows * width]);
+        let pair = |values: &[f32], pairs: &mut [Bf16Pair]| {
+            bf16::pair_columns(self.isa, values, MatrixShape::dense(values.len() / columns, columns), pairs);
+        };
+        let together = MIN_SHARED_FLOATS.div_ceil(columns);
+        if rows <= together {
+            pair(values, pairs);
+        } else {
+            // Rows of values and their pairs are cut at the same places.
+            let stretches = values.par_chunks(together * columns).zip(pairs.par_chunks_mut(together * width));
+            stretches.for_each(|(values, pairs)| pair(values, pairs));
+        }
+        work(pairs, crew);
+        crew.shared = memory;
+    }
+}
