@@ -4,7 +4,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use anyhow::Context;
-use lockstep_common::fingerprint::fingerprint;
+use lockstep_common::fingerprint::Fingerprints;
 use lockstep_common::placement::PlacedData;
 use lockstep_common::protocol::{FromWorker, JoinRequest};
 use lockstep_coordinator::link::{InProcessLink, Inbound, Inbox};
@@ -25,7 +25,7 @@ pub(crate) async fn in_process_worker(inbox: Inbox, data: Arc<PlacedData>, compu
         process: u64::from(std::process::id()),
         name: format!("in process, {} threads", compute.threads),
         version: lockstep_worker::VERSION.to_owned(),
-        fingerprint: fingerprint(compute.isa),
+        fingerprints: Fingerprints::of(compute.isa),
         threads: compute.threads as u32,
         isa: compute.isa.name().to_owned(),
     };

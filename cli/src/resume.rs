@@ -9,7 +9,7 @@ use lockstep_common::checkpoint::{Checkpoint, continuity};
 use lockstep_common::config::{RunConfig, RunSpec};
 use lockstep_common::fingerprint::fingerprint;
 use lockstep_common::hash::Digest;
-use lockstep_common::kernel::Isa;
+use lockstep_common::kernel::{Arithmetic, Isa};
 use lockstep_common::ledger::Header;
 use lockstep_common::protocol::parameters_digest;
 use lockstep_coordinator::Origin;
@@ -84,12 +84,14 @@ impl Begun {
         let refuse = |reason: String| usage(anyhow!("cannot resume {}: {reason}", self.directory.display()));
         match (self.checkpoint, now.initial_parameters) {
             (Some(checkpoint), _) => {
-                resume::check(&checkpoint.state, now.spec, now.data, fingerprint(now.isa)).map_err(refuse)?;
+                let arithmetic = Arithmetic { isa: now.isa, precision: now.spec.precision.compute };
+                resume::check(&checkpoint.state, now.spec, now.data, fingerprint(arithmetic)).map_err(refuse)?;
                 Ok(Origin::Checkpoint(Box::new(checkpoint)))
             }
             (None, Some(parameters)) => {
                 let layout = now.spec.model.layout.hash();
                 let header = Header::new(&now.spec.name, &now.spec.schedule, layout, parameters_digest(parameters));
+                let header = Header { compute: now.spec.precision.compute, ..header };
                 resume::check_again(&self.directory, &header).map_err(refuse)?;
                 Ok(Origin::Again(parameters.to_vec()))
             }

@@ -10,7 +10,7 @@ use clap::Args;
 use lockstep_common::config::{DataFacts, ModelChoice, RunConfig, RunSpec};
 use lockstep_common::data::Dataset;
 use lockstep_common::files;
-use lockstep_common::kernel::Isa;
+use lockstep_common::kernel::{Isa, Precision};
 use lockstep_common::model_file;
 use lockstep_common::nn::{Loss, initial_parameters};
 use lockstep_common::placement::PlacedData;
@@ -73,6 +73,10 @@ pub(crate) struct RunArgs {
     /// Adam's step size
     #[arg(long, value_name = "RATE")]
     learning_rate: Option<f64>,
+    /// What product-sums are computed from: f32, or bf16, which rounds activations, weights and derivatives to bfloat16.
+    /// Sums and parameters stay f32. Faster where AVX-512 multiplies bfloat16 at twice the speed; another result
+    #[arg(long, value_name = "PRECISION")]
+    compute: Option<Precision>,
     /// mse or binary_crossentropy
     #[arg(long)]
     loss: Option<String>,
@@ -194,6 +198,7 @@ impl RunArgs {
         put(&mut config.batch_size, &self.batch_size);
         put(&mut config.shards, &self.shards);
         put(&mut config.optimizer.learning_rate, &self.learning_rate);
+        put(&mut config.precision.compute, &self.compute);
         put(&mut config.cluster.min_workers, &self.min_workers);
         put(&mut config.cluster.start_workers, &self.start_workers);
         config.max_rounds = self.max_rounds.or(config.max_rounds);

@@ -89,7 +89,7 @@ fn joins_that_cannot_be_are_refused_with_the_reason() {
     let refusal = check(
         join(|join| join.fingerprint = other.0.to_be_bytes().to_vec().into()),
         Code::FailedPrecondition,
-        &["numerics fingerprint mismatch", &honest_join(1).fingerprint.to_string(), &other.to_string()],
+        &["numerics fingerprint mismatch", &honest_join(1).fingerprints.f32.to_string(), &other.to_string()],
     );
     assert!(
         matches!(refusal, Some(Refusal::NotAdmitted(protocol::Refusal::Fingerprint { worker, .. })) if worker == other)

@@ -219,11 +219,39 @@ fn what_is_part_of_the_mathematics_cannot_change() {
     check(&["--seed", "8"], "seed was 7 when the run began and is 8 now");
     check(&["--batch-size", "32"], "batch_size was 64 when the run began and is 32 now");
     check(&["--learning-rate", "0.5"], "optimizer.learning_rate was 0.001 when the run began and is 0.5 now");
+    check(&["--compute", "bf16"], "precision.compute was \"f32\" when the run began and is \"bf16\" now");
     check(&["--preset", "dense"], "model.");
     check(&["--max-rounds", "19"], "20 rounds are done, and epochs and max_rounds would end the run after 19");
     check(&["--out", "elsewhere"], "cannot be used with");
     let said = place.run(&["train", "--resume", "nowhere"]).expect_code(2).stderr;
     assert!(said.contains("there is no run in nowhere"), "{said}");
+}
+
+/// Scenario: a run in bfloat16 is killed, and is to go on. Property: it does, in bfloat16, without being told; and in no
+/// other precision, whether it has a checkpoint or only a ledger.
+#[test]
+fn a_run_keeps_its_precision() {
+    const BF16: [&str; 2] = ["--compute", "bf16"];
+    let place = Place::with_model(TINY);
+    let calm = place.train("calm", 60, &BF16);
+    begin(&place, 30, &BF16).end().expect_code(0);
+    let refused = |options: &[&str], expected: &str| {
+        let said = place.run(options).expect_code(2).stderr;
+        assert!(said.contains(expected), "{expected:?} is not in {said}");
+    };
+    let changed = "precision.compute was \"bf16\" when the run began and is \"f32\" now";
+    refused(&["train", "--resume", "run", "--compute", "f32"], changed);
+    // Whoever says the same options each time must say this one, too.
+    let again = support::train_arguments("run", 60, &["--auto-resume"]);
+    refused(&again.iter().map(String::as_str).collect::<Vec<_>>(), changed);
+    resume(&place, &["--max-rounds", "60"]).end().expect_code(0);
+    check_same(&place, &calm);
+
+    fs::remove_dir_all(place.file("run/checkpoints")).expect("checkpoints");
+    let config = place.read("run/run.toml");
+    assert!(config.contains("compute = \"bf16\""), "{config}");
+    place.write("run/run.toml", config.replace("compute = \"bf16\"", "compute = \"f32\""));
+    refused(&["train", "--resume", "run"], "run/ledger.jsonl is of another run: it begins with ");
 }
 
 /// Scenario: the file with the samples is changed between a stop and a restart.

@@ -33,6 +33,30 @@ fn check(model: &str, golden: &str) {
     assert_ne!(hash(&other), expected, "the hash says nothing if the seed does not matter");
 }
 
+/// Scenario: a model is trained in bfloat16 by any number of workers and threads, on every instruction set. Property:
+/// `params_sha256` is the golden one each time, and not that of 32-bit floats.
+fn check_in_bfloat16(model: &str, golden: &str) {
+    const BF16: [&str; 2] = ["--compute", "bf16"];
+    let place = Place::with_model(model);
+    let train = |name: &str, more: &[&str]| place.train(name, ROUNDS, &[&BF16[..], more].concat());
+    let summary = train("in-process", &[]);
+    assert_eq!(summary["compute"], "bf16");
+    assert_eq!(
+        hash(&summary),
+        golden,
+        "this run has other bits than before: common/tests/golden_hash.rs says what to do"
+    );
+    let mut ways = vec![vec!["--workers", "2"], vec!["--workers", "3"], vec!["--threads", "1"], vec!["--threads", "2"]];
+    let sets = instruction_sets(&place);
+    ways.extend(sets.iter().map(|set| vec!["--simd", set]));
+    for (i, way) in ways.iter().enumerate() {
+        assert_eq!(hash(&train(&format!("way-{i}"), way)), golden, "{way:?} changed the result");
+    }
+    let f32 = place.train("f32", ROUNDS, &["--compute", "f32"]);
+    assert_eq!(f32["compute"], "f32");
+    assert_ne!(hash(&f32), golden);
+}
+
 /// What this machine has, by its own words.
 fn instruction_sets(place: &Place) -> Vec<String> {
     let refused = place.run(&["train", "--simd", "none-such"]).expect_code(2).stderr;
@@ -50,4 +74,10 @@ fn a_dense_model_has_one_hash() {
 #[test]
 fn a_convolutional_model_has_one_hash() {
     check(CONV, "f63fd35d64ef06880ae043906439de5c3c723f0fdc9d0c78d7aa2fcf441e6008");
+}
+
+#[test]
+fn models_in_bfloat16_have_one_hash() {
+    check_in_bfloat16(DENSE, "c7117ecf04d1736b32a84083ec42de8abb6eff32de18dc17baf8a32391563db9");
+    check_in_bfloat16(CONV, "5163835e1b07f609e4dffe240c2dde9647b9af8421eb12f016ccfe1c2bc2624a");
 }

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod non_finite;
+mod precision;
 
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use crate::shard::{MAX_SAMPLES, Schedule};
 
 pub use cluster::ClusterConfig;
 pub use non_finite::{NonFiniteAction, NonFiniteConfig};
+pub use precision::PrecisionConfig;
 
 /// A run's configuration: a TOML file, with every key optional.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,6 +52,8 @@ pub struct RunConfig {
     pub model: ModelChoice,
     /// Adam's settings.
     pub optimizer: Adam,
+    /// In which numbers the run computes.
+    pub precision: PrecisionConfig,
     /// The data.
     pub data: DataConfig,
     /// Workers and deadlines.
@@ -74,6 +78,7 @@ impl Default for RunConfig {
             loss: Loss::Mse,
             model: ModelChoice::Named("conv".to_owned()),
             optimizer: Adam::default(),
+            precision: PrecisionConfig::default(),
             data: DataConfig::default(),
             cluster: ClusterConfig::default(),
             checkpoint: CheckpointConfig::default(),
@@ -292,6 +297,7 @@ impl RunConfig {
             model,
             loss: self.loss,
             optimizer: self.optimizer,
+            precision: self.precision,
             min_workers: cluster.min_workers,
             start_workers: cluster.start_workers.max(cluster.min_workers),
             heartbeat_interval: Duration::from_millis(cluster.heartbeat_interval_ms),
@@ -379,6 +385,8 @@ pub struct RunSpec {
     pub loss: Loss,
     /// The optimizer.
     pub optimizer: Adam,
+    /// In which numbers it computes.
+    pub precision: PrecisionConfig,
     /// Workers needed for a round.
     pub min_workers: u32,
     /// Workers needed for the first round; at least as many.
@@ -423,6 +431,7 @@ impl RunSpec {
             validation_samples: self.validation_samples,
             sample_shape: self.sample_shape.clone(),
             dtype: self.dtype,
+            compute: self.precision.compute,
         }
     }
 }
@@ -488,6 +497,7 @@ mod tests {
         check(&["cluster.max_workers=2", "cluster.start_workers=3"], "max_workers is 2, but the run waits for 3");
         check(&["cluster.max_connections=0"], "max_connections is 0");
         check(&["checkpoint.keep=0"], "checkpoint.keep is 0; it must be at least 1");
+        check(&["precision.compute=f16"], "unknown variant `f16`, expected `f32` or `bf16`");
         check(&["epochs"], "expected KEY=VALUE");
         check(&["seed.x=1"], "seed");
         assert_eq!(resolve(&["epochs=2", "batch_size=256"]).unwrap().total_rounds(), 72);

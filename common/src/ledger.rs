@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::hash::{Digest, DigestBuilder};
+use crate::kernel::Precision;
 use crate::model::LayoutHash;
 use crate::protocol::MemberId;
 use crate::reduce::{NodeId, Tree};
@@ -44,6 +45,9 @@ pub struct Header {
     pub shards: u32,
     /// Whether samples are shuffled.
     pub shuffle: bool,
+    /// What the operands of product-sums were rounded to; not written for 32-bit floats.
+    #[serde(default, skip_serializing_if = "is_f32")]
+    pub compute: Precision,
     /// Layout of the parameters.
     pub layout: LayoutHash,
     /// Digest of the parameters before the first round.
@@ -51,7 +55,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// The header of a run.
+    /// The header of a run in 32-bit floats.
     pub fn new(run: &str, schedule: &Schedule, layout: LayoutHash, initial_parameters: Digest) -> Self {
         Self {
             lockstep_ledger: FORMAT,
@@ -61,6 +65,7 @@ impl Header {
             batch_size: schedule.batch_size,
             shards: schedule.tree.shards(),
             shuffle: schedule.shuffle,
+            compute: Precision::F32,
             layout,
             initial_parameters,
         }
@@ -70,6 +75,10 @@ impl Header {
         let Self { seed, samples, batch_size, shuffle, .. } = *self;
         Some(Schedule { seed, samples, batch_size, shuffle, tree: Tree::over(self.shards)? })
     }
+}
+
+fn is_f32(precision: &Precision) -> bool {
+    *precision == Precision::F32
 }
 
 /// A tree node that a member sent and the sum was made of.

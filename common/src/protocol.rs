@@ -10,7 +10,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::data::Dtype;
+use crate::fingerprint::Fingerprints;
 use crate::hash::{Digest, DigestBuilder};
+use crate::kernel::Precision;
 use crate::model::{LayoutHash, ModelSpec};
 use crate::nn::Loss;
 use crate::reduce::NodeId;
@@ -182,6 +184,8 @@ pub struct Job {
     pub sample_shape: Shape,
     /// Element type of the data set.
     pub dtype: Dtype,
+    /// What the operands of product-sums are rounded to.
+    pub compute: Precision,
 }
 
 /// A request to become a member.
@@ -193,8 +197,8 @@ pub struct JoinRequest {
     pub name: String,
     /// Version of the software.
     pub version: String,
-    /// See [`crate::fingerprint`](mod@crate::fingerprint).
-    pub fingerprint: Digest,
+    /// What the worker computes with, in each precision: it does not know yet which one the run has.
+    pub fingerprints: Fingerprints,
     /// Threads that the worker computes with.
     pub threads: u32,
     /// Instruction set that the worker computes on, for display.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use lockstep_common::config::RunSpec;
 use lockstep_common::files;
 use lockstep_common::hash::sha256_of_floats;
+use lockstep_common::kernel::Precision;
 use lockstep_common::model_file::{ModelFileError, TrainedModel};
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +49,9 @@ pub struct Summary {
     pub batch_size: u32,
     /// Key of everything random.
     pub seed: u64,
+    /// What the operands of product-sums were rounded to.
+    #[serde(default)]
+    pub compute: Precision,
     /// Name of the model.
     pub model: String,
     /// Number of parameters.
@@ -113,6 +117,7 @@ fn summarise(spec: &RunSpec, result: &RunResult) -> Summary {
         shards: status.shards,
         batch_size: status.batch_size,
         seed: spec.schedule.seed,
+        compute: spec.precision.compute,
         model: status.model.clone(),
         parameters: status.parameters,
         outcome: match result.outcome {

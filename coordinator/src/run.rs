@@ -11,7 +11,7 @@ use lockstep_common::checkpoint::{Checkpoint, LedgerPosition, Shown, Standing, S
 use lockstep_common::config::RunSpec;
 use lockstep_common::fingerprint::fingerprint;
 use lockstep_common::hash::Digest;
-use lockstep_common::kernel::Isa;
+use lockstep_common::kernel::{Arithmetic, Isa};
 use lockstep_common::ledger::Header;
 use lockstep_common::optim::adam::Moments;
 use lockstep_common::placement::PlacedData;
@@ -124,7 +124,9 @@ impl StartingFrom<'_> {
 
     fn first_round(self, parameters: Vec<f32>, machine: MachineConfig, again: bool) -> io::Result<Begun> {
         let Self { directory, spec, troubles, .. } = self;
-        let header = Header::new(&spec.name, &spec.schedule, spec.model.layout.hash(), parameters_digest(&parameters));
+        let layout = spec.model.layout.hash();
+        let header = Header::new(&spec.name, &spec.schedule, layout, parameters_digest(&parameters));
+        let header = Header { compute: spec.precision.compute, ..header };
         let journal = Journal::create(directory, &header, again, troubles.clone())?;
         let restarts = if again {
             set_aside_newer(directory, 0)?;
@@ -197,7 +199,7 @@ impl Coordinator {
     /// [`StartError`] when a file or a thread cannot be made.
     pub fn start(config: CoordinatorConfig) -> Result<Self, StartError> {
         let CoordinatorConfig { spec, data, origin, directory, config, isa, remote_workers, comes_back } = config;
-        let fingerprint = fingerprint(isa);
+        let fingerprint = fingerprint(Arithmetic { isa, precision: spec.precision.compute });
         let machine_config =
             MachineConfig { spec: spec.clone(), version: env!("CARGO_PKG_VERSION").to_owned(), fingerprint };
         let hub = Arc::new(Hub::new(&spec, directory.join(EVENTS_FILE)));

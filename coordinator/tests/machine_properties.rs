@@ -12,11 +12,13 @@ use std::time::Duration;
 use lockstep_common::checkpoint::Standing;
 use lockstep_common::config::{DataFacts, NonFiniteAction, NonFiniteConfig, RunConfig, RunSpec};
 use lockstep_common::data::Dtype;
+use lockstep_common::fingerprint::Fingerprints;
 use lockstep_common::hash::Digest;
+use lockstep_common::kernel::Precision;
 use lockstep_common::ledger::Record;
 use lockstep_common::model;
 use lockstep_common::progress::{Aggregation, Event as Progressed};
-use lockstep_common::protocol::{Finding, JoinRequest, MemberId, NodeReport, Work};
+use lockstep_common::protocol::{Finding, JoinRequest, MemberId, NodeReport, Refusal, Work};
 use lockstep_common::reduce::{NodeId, Reduction};
 use lockstep_common::rng::{Purpose, Stream};
 use lockstep_common::shape::Shape;
@@ -282,7 +284,7 @@ impl World {
             process,
             name: format!("p{process}"),
             version: "1".into(),
-            fingerprint: Digest(1),
+            fingerprints: Fingerprints { f32: Digest(1), bf16: Digest(2) },
             threads: 1 + self.random.below(3),
             isa: "scalar".into(),
         };
@@ -572,15 +574,38 @@ fn a_stop_during_an_inspection_leaves_the_round_to_be_done_again() {
     assert_eq!((world.records.len(), world.checkpoint.0.rounds), (2, 2));
 }
 
+/// Scenario: a worker joins a run in bfloat16. Property: its fingerprint in that precision counts, and no other.
+#[test]
+fn a_run_in_bfloat16_compares_fingerprints_in_bfloat16() {
+    let mut spec = spec(64, 0, 16, 4, 1);
+    spec.precision.compute = Precision::Bf16;
+    let config = MachineConfig { spec, version: "1".into(), fingerprint: Digest(1) };
+    let refused = |fingerprints| {
+        let request = JoinRequest {
+            process: 7,
+            name: "x".into(),
+            version: "1".into(),
+            fingerprints,
+            threads: 1,
+            isa: "scalar".into(),
+        };
+        let event = Event::Join { connection: ConnectionId(1), request };
+        let effects = Machine::new(config.clone()).step(Duration::ZERO, event).unwrap();
+        effects.iter().any(|effect| matches!(effect, Effect::Refuse(_, Refusal::Fingerprint { .. })))
+    };
+    assert!(refused(Fingerprints { f32: Digest(1), bf16: Digest(2) }));
+    assert!(!refused(Fingerprints { f32: Digest(2), bf16: Digest(1) }));
+}
+
 #[test]
 fn wrong_versions_fingerprints_and_samples_are_refused_or_evicted() {
     let spec = spec(64, 0, 16, 4, 1);
     let mut world = World::new(spec, 1);
-    let join = |version: &str, fingerprint| JoinRequest {
+    let join = |version: &str, f32| JoinRequest {
         process: 7,
         name: "x".into(),
         version: version.into(),
-        fingerprint,
+        fingerprints: Fingerprints { f32, bf16: Digest(2) },
         threads: 1,
         isa: "scalar".into(),
     };
@@ -616,7 +641,7 @@ fn a_full_run_lets_in_nobody_but_those_that_come_back() {
             process,
             name: format!("p{process}"),
             version: "1".into(),
-            fingerprint: Digest(1),
+            fingerprints: Fingerprints { f32: Digest(1), bf16: Digest(2) },
             threads: 1,
             isa: "scalar".into(),
         };

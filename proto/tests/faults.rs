@@ -44,7 +44,8 @@ fn down(message: session_response::Message) -> v1::SessionResponse {
 }
 
 fn join() -> v1::Join {
-    v1::Join { fingerprint: Bytes::from_static(&[7; 16]), threads: 2, ..Default::default() }
+    let digest = Bytes::from_static(&[7; 16]);
+    v1::Join { fingerprint: digest.clone(), bf16_fingerprint: digest, threads: 2, ..Default::default() }
 }
 
 #[test]
@@ -54,6 +55,10 @@ fn joins() {
     check(
         up(Join(v1::Join { fingerprint: Bytes::from_static(&[0; 15]), ..join() })),
         "Join.fingerprint: a digest has 16 bytes, not 15",
+    );
+    check(
+        up(Join(v1::Join { bf16_fingerprint: Bytes::new(), ..join() })),
+        "Join.bf16_fingerprint: a digest has 16 bytes, not 0",
     );
     check(up(Join(v1::Join { threads: 0, ..join() })), "Join.threads: is 0, but must be at least 1");
     check(up(Join(v1::Join { name: "x".repeat(16_385), ..join() })), "Join.name: 16385 is above 16384 bytes");

@@ -100,7 +100,7 @@ impl WorkerService for Coordinator {
 
 fn join(version: &str) -> v1::SessionRequest {
     let (name, isa, version) = ("w".to_owned(), "scalar".to_owned(), version.to_owned());
-    JoinRequest { process: 1, name, version, fingerprint: Default::default(), threads: 1, isa }.into()
+    JoinRequest { process: 1, name, version, fingerprints: Default::default(), threads: 1, isa }.into()
 }
 
 #[tokio::test]

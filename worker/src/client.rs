@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use lockstep_common::fingerprint::fingerprint;
+use lockstep_common::fingerprint::Fingerprints;
 use lockstep_common::placement::ShardSamples;
 use lockstep_common::protocol::{self, FromWorker, Job, JoinRequest, MemberId, ShardRef, ToWorker, Welcome};
 use lockstep_proto::convert::{ExchangeDown, Hello, SessionDown, SessionReader, ShardReader, ShardRequest, Upward};
@@ -113,7 +113,7 @@ pub async fn run(
         process: process_number(),
         name: options.name.clone(),
         version: crate::VERSION.to_owned(),
-        fingerprint: fingerprint(options.compute.isa),
+        fingerprints: Fingerprints::of(options.compute.isa),
         threads: options.compute.threads as u32,
         isa: options.compute.isa.name().to_owned(),
     };

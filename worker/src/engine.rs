@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lockstep_common::hash::Digest;
-use lockstep_common::kernel::{AlignedFloats, Isa};
+use lockstep_common::kernel::{AlignedFloats, Arithmetic, Isa};
 use lockstep_common::model::{Layout, LayoutHash, ModelError};
 use lockstep_common::nn::{Buffers, LeafSource, Network, NodeSum, Weights, evaluate, subtree};
 use lockstep_common::placement::ShardSamples;
@@ -168,7 +168,7 @@ impl Engine {
         if worker != job.layout {
             return Err(EngineError::Layout { run: job.layout, worker });
         }
-        let network = Network::new(&model, job.loss, isa);
+        let network = Network::new(&model, job.loss, Arithmetic { isa, precision: job.compute });
         Ok(Self {
             packed: AlignedFloats::zeros(network.packed_len()),
             packed_version: None,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lockstep_common::fingerprint::fingerprint;
+use lockstep_common::fingerprint::Fingerprints;
 use lockstep_common::kernel::Isa;
 use lockstep_common::protocol::{Assignment, FromWorker, JoinRequest, NodeReport, ToWorker, Welcome};
 use lockstep_common::reduce::NodeId;
@@ -36,7 +36,7 @@ pub(crate) fn honest_join(process: u64) -> JoinRequest {
         process,
         name: format!("fake {process}"),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        fingerprint: fingerprint(Isa::best()),
+        fingerprints: Fingerprints::of(Isa::best()),
         threads: 1,
         isa: "fake".to_owned(),
     }

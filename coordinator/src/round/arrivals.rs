@@ -17,13 +17,14 @@ impl Machine {
         request: &JoinRequest,
         effects: &mut Vec<Effect>,
     ) {
-        let MachineConfig { version, fingerprint, .. } = &self.config;
+        let MachineConfig { spec, version, fingerprint } = &self.config;
+        let worker = request.fingerprints.in_precision(spec.precision.compute);
         let refusal = if let Some(reason) = self.members.barred_process(request.process) {
             Some(Refusal::Barred { reason: reason.to_owned() })
         } else if request.version != *version {
             Some(Refusal::Version { run: version.clone(), worker: request.version.clone() })
-        } else if request.fingerprint != *fingerprint {
-            Some(Refusal::Fingerprint { run: *fingerprint, worker: request.fingerprint })
+        } else if worker != *fingerprint {
+            Some(Refusal::Fingerprint { run: *fingerprint, worker })
         } else if self.members.is_full(request.process, self.config.spec.max_workers) {
             Some(Refusal::Full { members: self.members.len() })
         } else {

@@ -210,7 +210,7 @@ pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use lockstep_common::hash::Digest;
+    use lockstep_common::fingerprint::Fingerprints;
 
     use super::*;
 
@@ -223,7 +223,7 @@ mod tests {
                 process,
                 name: String::new(),
                 version: String::new(),
-                fingerprint: Digest(0),
+                fingerprints: Fingerprints::default(),
                 threads: 1,
                 isa: String::new(),
             };

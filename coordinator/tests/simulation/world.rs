@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use lockstep_common::config::{DataFacts, RunConfig, RunSpec};
 use lockstep_common::data::Dtype;
+use lockstep_common::fingerprint::Fingerprints;
 use lockstep_common::hash::Digest;
 use lockstep_common::ledger::{Chain, Header};
 use lockstep_common::model;
@@ -603,7 +604,7 @@ impl World {
             process,
             name: format!("p{process}"),
             version: "1".into(),
-            fingerprint: Digest(1),
+            fingerprints: Fingerprints { f32: Digest(1), bf16: Digest(2) },
             threads: 1,
             isa: "scalar".into(),
         };

@@ -4,7 +4,9 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use lockstep_common::data::Dtype;
+use lockstep_common::fingerprint::Fingerprints;
 use lockstep_common::hash::Digest;
+use lockstep_common::kernel::Precision;
 use lockstep_common::model::LayoutHash;
 use lockstep_common::nn::Loss;
 use lockstep_common::protocol::{Job, JoinRequest, SharedMemory, Welcome};
@@ -21,6 +23,7 @@ use crate::wire_error::{Fault, WireError};
 
 wire_enum!(Dtype, U8, F32);
 wire_enum!(Loss, Mse, BinaryCrossentropy);
+wire_enum!(Precision, F32, Bf16);
 
 /// Bytes of one sample of the job's data set, as it travels.
 pub fn sample_bytes(job: &Job) -> usize {
@@ -68,6 +71,7 @@ impl From<&Job> for v1::Job {
             validation_samples: job.validation_samples,
             sample_shape: Some((&job.sample_shape).into()),
             dtype: v1::Dtype::from(job.dtype).into(),
+            compute: v1::Precision::from(job.compute).into(),
         }
     }
 }
@@ -89,6 +93,7 @@ impl TryFrom<v1::Job> for Job {
             validation_samples: job.validation_samples,
             sample_shape,
             dtype: Dtype::from_wire(job.dtype).at(M, "dtype")?,
+            compute: Precision::from_wire(job.compute).at(M, "compute")?,
         })
     }
 }
@@ -99,7 +104,8 @@ impl From<JoinRequest> for v1::Join {
             process: join.process,
             name: clip(join.name, MAX_TEXT_BYTES),
             version: clip(join.version, MAX_TEXT_BYTES),
-            fingerprint: digest_bytes(join.fingerprint),
+            fingerprint: digest_bytes(join.fingerprints.f32),
+            bf16_fingerprint: digest_bytes(join.fingerprints.bf16),
             threads: join.threads,
             isa: clip(join.isa, MAX_TEXT_BYTES),
         }
@@ -116,7 +122,10 @@ impl TryFrom<v1::Join> for JoinRequest {
             process: join.process,
             name: text(join.name).at(M, "name")?,
             version: text(join.version).at(M, "version")?,
-            fingerprint: digest(&join.fingerprint).at(M, "fingerprint")?,
+            fingerprints: Fingerprints {
+                f32: digest(&join.fingerprint).at(M, "fingerprint")?,
+                bf16: digest(&join.bf16_fingerprint).at(M, "bf16_fingerprint")?,
+            },
             threads: join.threads,
             isa: text(join.isa).at(M, "isa")?,
         })

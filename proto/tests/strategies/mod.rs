@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_common::data::Dtype;
+use lockstep_common::fingerprint::Fingerprints;
 use lockstep_common::hash::Digest;
+use lockstep_common::kernel::Precision;
 use lockstep_common::model::{Activation, ConvSpec, LayerSpec, LayoutHash, ModelSpec, Padding, Pair, PoolSpec};
 use lockstep_common::nn::Loss;
 use lockstep_common::progress::{
@@ -144,8 +146,9 @@ pub fn job() -> impl Strategy<Value = Job> {
         any::<u32>(),
         shape(),
         prop_oneof![Just(Dtype::U8), Just(Dtype::F32)],
+        prop_oneof![Just(Precision::F32), Just(Precision::Bf16)],
     )
-        .prop_map(|(run, model, layout, loss, schedule, validation_samples, sample_shape, dtype)| Job {
+        .prop_map(|(run, model, layout, loss, schedule, validation_samples, sample_shape, dtype, compute)| Job {
             run,
             model,
             layout: LayoutHash(layout),
@@ -154,16 +157,17 @@ pub fn job() -> impl Strategy<Value = Job> {
             validation_samples,
             sample_shape,
             dtype,
+            compute,
         })
 }
 
 pub fn join() -> impl Strategy<Value = JoinRequest> {
-    (any::<u64>(), text(), text(), digest(), 1u32.., text()).prop_map(
-        |(process, name, version, fingerprint, threads, isa)| JoinRequest {
+    (any::<u64>(), text(), text(), (digest(), digest()), 1u32.., text()).prop_map(
+        |(process, name, version, (f32, bf16), threads, isa)| JoinRequest {
             process,
             name,
             version,
-            fingerprint,
+            fingerprints: Fingerprints { f32, bf16 },
             threads,
             isa,
         },
@@ -205,6 +209,7 @@ pub fn small_job(shards: u32, samples: u32, batch_size: u32, side: usize) -> Job
         validation_samples: samples,
         sample_shape: Shape::new([side, side]),
         dtype: Dtype::U8,
+        compute: Precision::F32,
     }
 }
 

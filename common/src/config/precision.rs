@@ -1,0 +1,13 @@
+//! In which numbers a run computes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::kernel::Precision;
+
+/// In which numbers a run computes. Parameters, sums, the optimizer and everything on disk are 32-bit floats in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PrecisionConfig {
+    /// What the operands of product-sums are rounded to: activations, weights and derivatives.
+    pub compute: Precision,
+}
