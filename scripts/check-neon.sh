@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The NEON path, checked without an ARM machine: tests are built for 64-bit ARM and run in an emulator.
 #
-#   scripts/check-neon.sh [TEST...]       tests of lockstep-common by file name; default: golden_hash, contraction, same_bits
+#   scripts/check-neon.sh [TEST...]       tests of lockstep-common by file name; default: golden_hash, contraction,
+#                                         bf16_products, same_bits
 #   scripts/check-neon.sh train           a whole run, there and here: one hash
 #
 # The toolchain of the ordinary build has no standard library for ARM. So this uses Debian's rustc-web, whose library
@@ -13,12 +14,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 tests=("$@")
-[ ${#tests[@]} -gt 0 ] || tests=(golden_hash contraction same_bits)
+[ ${#tests[@]} -gt 0 ] || tests=(golden_hash contraction bf16_products same_bits)
 options=()
 train=false
 for test in "${tests[@]}"; do
     case $test in
-        -*) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
+        -*) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
         train) train=true ;;
         *) options+=(--test "$test") ;;
     esac

@@ -76,6 +76,19 @@ fn parts_can_be_chosen() {
     assert!(text.contains("\nsignals: 518 parameters, 0.00 MFLOP a sample\n"), "{text}");
     assert!(text.contains("whole step"), "{text}");
     assert!(!text.contains("triad") && !text.contains("rounds"), "{text}");
+    let text = place.succeed(&[
+        "bench",
+        "--quick",
+        "--model",
+        "model.toml",
+        "--parts",
+        "step",
+        "--simd",
+        "scalar",
+        "--compute",
+        "bf16",
+    ]);
+    assert!(text.starts_with("lockstep ") && text.contains(", bf16 on scalar, "), "{text}");
 }
 
 #[test]
@@ -86,6 +99,7 @@ fn what_cannot_be_measured_is_the_users_to_mend() {
         (["--shards", "512"], "--shards is 512; it must be a power of two, at most --batch-size 256"),
         (["--shards", "3"], "--shards is 3"),
         (["--parts", "nonsense"], "possible values: "),
+        (["--compute", "f16"], "precision \"f16\" is neither f32 nor bf16"),
     ] {
         let error = place.run(&["bench", arguments[0], arguments[1]]).expect_code(2).stderr;
         assert!(error.contains(expected), "{error}");

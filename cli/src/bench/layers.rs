@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context;
-use lockstep_common::kernel::{AlignedFloats, Isa};
+use lockstep_common::kernel::{AlignedFloats, Arithmetic};
 use lockstep_common::model::ResolvedModel;
 use lockstep_common::nn::{Buffers, Lap, Loss, Network, Weights, initial_parameters, profile};
 use serde::{Deserialize, Serialize};
@@ -39,17 +39,22 @@ pub(super) struct PartReport {
 }
 
 /// Takes samples through the network and back, again and again, with a look at the clock after each part.
-pub(super) fn measure(model: &ResolvedModel, isa: Isa, batch: Batch, effort: Effort) -> anyhow::Result<LayersReport> {
+pub(super) fn measure(
+    model: &ResolvedModel,
+    arithmetic: Arithmetic,
+    batch: Batch,
+    effort: Effort,
+) -> anyhow::Result<LayersReport> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().context("cannot start a compute thread")?;
     Ok(pool.install(|| {
-        let network = Network::new(model, Loss::Mse, isa);
+        let network = Network::new(model, Loss::Mse, arithmetic);
         let samples = RandomSamples::new(batch, network.input_elements());
         let parameters = initial_parameters(&model.layout, 0);
         let mut packed = AlignedFloats::zeros(network.packed_len());
         network.pack(&parameters, &mut packed);
         let weights = Weights { parameters: &parameters, packed: &packed };
         let buffers = Buffers::default();
-        let calibration = Calibration::new(isa, &pool);
+        let calibration = Calibration::new(arithmetic.isa, &pool);
         let (mut fma, mut times) = (Vec::new(), BTreeMap::<Lap, Vec<f64>>::new());
         let (mut order, mut taken) = (Vec::new(), 0);
         let mut once = |times: &mut BTreeMap<Lap, Vec<f64>>| {

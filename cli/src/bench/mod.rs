@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use lockstep_common::config::{ModelChoice, RunConfig};
-use lockstep_common::kernel::Isa;
+use lockstep_common::kernel::{Arithmetic, Isa, Precision};
 use lockstep_common::model::ResolvedModel;
 use lockstep_common::nn::{Loss, Network};
 use lockstep_common::reduce::Tree;
@@ -52,6 +52,9 @@ pub(crate) struct BenchArgs {
     /// Measure rounds with so many worker processes, too
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     workers: Option<u32>,
+    /// What product-sums are computed from: f32 or bf16
+    #[arg(long = "compute", value_name = "PRECISION", default_value_t)]
+    precision: Precision,
     #[command(flatten)]
     compute: ComputeArgs,
     /// Spend a tenth of the time
@@ -113,6 +116,10 @@ impl Bench {
         Effort { time: Duration::from_millis(if self.args.quick { 100 } else { 1000 }) }
     }
 
+    fn arithmetic(&self) -> Arithmetic {
+        Arithmetic { isa: self.args.compute.simd, precision: self.args.precision }
+    }
+
     fn measure(&self, models: &[ResolvedModel]) -> anyhow::Result<Report> {
         let isa = self.args.compute.simd;
         let mut sets = vec![Isa::best()];
@@ -125,6 +132,8 @@ impl Bench {
         Ok(Report {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             isa: isa.name().to_owned(),
+            compute: self.args.precision,
+            arithmetic: self.arithmetic().to_string(),
             threads: pool.current_num_threads(),
             batch_size: self.batch.size,
             shards: self.batch.tree.shards(),
@@ -135,18 +144,18 @@ impl Bench {
     }
 
     fn model(&self, model: &ResolvedModel) -> anyhow::Result<ModelReport> {
-        let isa = self.args.compute.simd;
-        let network = Network::new(model, Loss::Mse, isa);
+        let arithmetic = self.arithmetic();
+        let network = Network::new(model, Loss::Mse, arithmetic);
         let name = &model.spec.name;
         let layers = if self.wants(Part::Layers) {
             self.progress(&format!("{name}: layers"));
-            Some(layers::measure(model, isa, self.batch, self.effort())?)
+            Some(layers::measure(model, arithmetic, self.batch, self.effort())?)
         } else {
             None
         };
         let step = self.wants(Part::Step).then(|| {
             self.progress(&format!("{name}: step"));
-            step::measure(model, isa, self.batch, &self.pool, self.effort())
+            step::measure(model, arithmetic, self.batch, &self.pool, self.effort())
         });
         let mut rounds = Vec::new();
         if self.wants(Part::Rounds) {
@@ -154,7 +163,7 @@ impl Bench {
                 self.progress(&format!("{name}: rounds, {} worker processes", workers.unwrap_or(0)));
                 let threads = self.args.compute.threads(workers.unwrap_or(1) as usize);
                 let count = if self.args.quick { 20 } else { 200 };
-                let setting = Setting { isa, threads, workers, batch: self.batch, rounds: count };
+                let setting = Setting { arithmetic, threads, workers, batch: self.batch, rounds: count };
                 let report = rounds::measure(model, setting);
                 rounds.push(report.with_context(|| format!("cannot measure rounds of model {name:?}"))?);
             }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use lockstep_common::kernel::Precision;
 use serde::{Deserialize, Serialize};
 
 use super::clock::Measure;
@@ -19,6 +20,10 @@ const BUSY: f64 = 0.9;
 pub(super) struct Report {
     pub(super) version: String,
     pub(super) isa: String,
+    /// What the operands of product-sums are rounded to.
+    pub(super) compute: Precision,
+    /// Both in words, and whether the instruction set has an instruction for it.
+    pub(super) arithmetic: String,
     pub(super) threads: usize,
     pub(super) batch_size: u32,
     pub(super) shards: u32,
@@ -59,7 +64,11 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "lockstep {}, {}, {} threads; medians [least-greatest]", self.version, self.isa, self.threads)?;
+        writeln!(
+            f,
+            "lockstep {}, {}, {} threads; medians [least-greatest]",
+            self.version, self.arithmetic, self.threads
+        )?;
         if !self.peaks.is_empty() {
             let mut table = Table::new(["multiply-adds", "threads", "GFLOP/s"]);
             for Peak { isa, threads, gflops } in &self.peaks {

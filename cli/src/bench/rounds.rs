@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::Context;
 use lockstep_common::data::write_npy_f32;
-use lockstep_common::kernel::Isa;
+use lockstep_common::kernel::Arithmetic;
 use lockstep_common::model::ResolvedModel;
 use lockstep_common::progress::{Event, RoundReport, TimedEvent};
 use lockstep_common::rng::{Purpose, Stream};
@@ -43,7 +43,7 @@ pub(super) struct RoundsReport {
 /// How `lockstep train` is started.
 #[derive(Clone, Copy)]
 pub(super) struct Setting {
-    pub(super) isa: Isa,
+    pub(super) arithmetic: Arithmetic,
     /// Of each process.
     pub(super) threads: usize,
     pub(super) workers: Option<u32>,
@@ -65,7 +65,8 @@ pub(super) fn measure(model: &ResolvedModel, setting: Setting) -> anyhow::Result
         .args(["train", "--json", "--seed", "0", "--set", "data.validation_fraction=0"])
         .args(["--batch-size", &setting.batch.size.to_string()])
         .args(["--shards", &setting.batch.tree.shards().to_string()])
-        .args(["--threads", &setting.threads.to_string(), "--simd", setting.isa.name()])
+        .args(["--threads", &setting.threads.to_string(), "--simd", setting.arithmetic.isa.name()])
+        .args(["--compute", setting.arithmetic.precision.name()])
         .args(["--epochs", &u32::MAX.to_string(), "--max-rounds", &(WARM_UP + setting.rounds).to_string()])
         .arg("--model")
         .arg(&model_file)

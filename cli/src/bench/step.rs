@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use lockstep_common::kernel::elementwise::AdamSlices;
-use lockstep_common::kernel::{AlignedFloats, Isa};
+use lockstep_common::kernel::{AlignedFloats, Arithmetic};
 use lockstep_common::model::ResolvedModel;
 use lockstep_common::nn::{Buffers, LeafSource, Loss, Network, NodeSum, Weights, initial_parameters, subtree};
 use lockstep_common::optim::Adam;
@@ -86,8 +86,14 @@ struct State {
 }
 
 /// Takes training steps and measures them.
-pub(super) fn measure(model: &ResolvedModel, isa: Isa, batch: Batch, pool: &ThreadPool, effort: Effort) -> StepReport {
-    let network = Network::new(model, Loss::Mse, isa);
+pub(super) fn measure(
+    model: &ResolvedModel,
+    arithmetic: Arithmetic,
+    batch: Batch,
+    pool: &ThreadPool,
+    effort: Effort,
+) -> StepReport {
+    let network = Network::new(model, Loss::Mse, arithmetic);
     let samples = RandomSamples::new(batch, network.input_elements());
     let buffers = Buffers::default();
     let len = network.parameters();
@@ -97,7 +103,7 @@ pub(super) fn measure(model: &ResolvedModel, isa: Isa, batch: Batch, pool: &Thre
         packed: AlignedFloats::zeros(network.packed_len()),
         moments: Moments::zero(len),
     };
-    let calibration = Calibration::new(isa, pool);
+    let calibration = Calibration::new(arithmetic.isa, pool);
     let mut fma = Vec::new();
     let mut seconds: [Vec<f64>; 4] = Default::default();
     let mut step = 0;

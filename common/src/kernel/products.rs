@@ -161,6 +161,21 @@ mod instruction {
             unsafe { Pairs::<Avx512>::start(bias) }
         }
     }
+
+    /// What the instruction makes of 16 sums and products.
+    ///
+    /// # Safety
+    /// The machine has AVX-512 F and BF16.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) unsafe fn add_products(a: &[Bf16Pair; 16], b: &[Bf16Pair; 16], mut sums: [f32; 16]) -> [f32; 16] {
+        // SAFETY: arrays of 16.
+        unsafe {
+            let (a, b) = (PairInstruction::load::<0>(a.as_ptr()), PairInstruction::load::<0>(b.as_ptr()));
+            let result = PairInstruction::multiply_add(a, b, _mm512_loadu_ps(sums.as_ptr()));
+            _mm512_storeu_ps(sums.as_mut_ptr(), result);
+        }
+        sums
+    }
 }
 
 /// Whether the instruction set has an instruction for pairs that can be used.
@@ -181,15 +196,13 @@ fn is_exact() -> bool {
     *IS_EXACT.get_or_init(|| {
         let has_instruction = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16");
         // SAFETY: it was detected.
-        has_instruction && unsafe { check::agrees() }
+        has_instruction && check::agrees(|a, b, sums| unsafe { instruction::add_products(a, b, sums) })
     })
 }
 
 #[cfg(target_arch = "x86_64")]
 mod check {
-    use super::{Bf16Pair, PairInstruction, Products, bf16};
-    use crate::kernel::simd::Simd;
-    use crate::kernel::simd::x86::Avx512;
+    use super::{Bf16Pair, bf16};
     use crate::rng::{Purpose, Stream};
 
     /// Sums of so many products are compared, in each of 16 lanes.
@@ -197,11 +210,8 @@ mod check {
     /// Sums begin anew after so many.
     const STEPS_OF_A_SUM: usize = 8;
 
-    /// Compares sums of pseudo-random products by the instruction with those of plain code.
-    ///
-    /// # Safety
-    /// The machine has AVX-512 F and BF16.
-    pub(super) unsafe fn agrees() -> bool {
+    /// Whether `add_products(a, b, sums)` gives the bits of plain code, for pseudo-random pairs.
+    pub(super) fn agrees(add_products: impl Fn(&[Bf16Pair; 16], &[Bf16Pair; 16], [f32; 16]) -> [f32; 16]) -> bool {
         let mut stream = Stream::new(1, Purpose::SelfTest, 0, 0);
         let mut sums = [0.0; 16];
         (0..STEPS).all(|step| {
@@ -209,31 +219,17 @@ mod check {
                 sums = std::array::from_fn(|_| number(&mut stream));
                 sums.iter_mut().filter(|sum| sum.abs() < bf16::SMALLEST).for_each(|sum| *sum = 0.0);
             }
-            let pairs = |stream: &mut Stream| -> [Bf16Pair; 16] {
-                std::array::from_fn(|_| Bf16Pair::new(number(stream), number(stream)))
+            let mut pairs = || -> [Bf16Pair; 16] {
+                std::array::from_fn(|_| Bf16Pair::new(number(&mut stream), number(&mut stream)))
             };
-            let (a, b) = (pairs(&mut stream), pairs(&mut stream));
-            let before = sums;
+            let (a, b) = (pairs(), pairs());
+            let got = add_products(&a, &b, sums);
             for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
                 let ([a_first, a_second], [b_first, b_second]) = (a.numbers(), b.numbers());
                 *sum = a_second.mul_add(b_second, a_first.mul_add(b_first, *sum));
             }
-            // SAFETY: the caller's promise.
-            let got = unsafe { by_instruction(&a, &b, before) };
             got.iter().zip(&sums).all(|(got, sum)| got.to_bits() == sum.to_bits() || got.is_nan() && sum.is_nan())
         })
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    unsafe fn by_instruction(a: &[Bf16Pair; 16], b: &[Bf16Pair; 16], mut sums: [f32; 16]) -> [f32; 16] {
-        type P = PairInstruction;
-        // SAFETY: arrays of 16.
-        unsafe {
-            let (a, b) = (P::load::<0>(a.as_ptr()), P::load::<0>(b.as_ptr()));
-            let result = P::multiply_add(a, b, Avx512::load(sums.as_ptr()));
-            Avx512::store(sums.as_mut_ptr(), result);
-        }
-        sums
     }
 
     /// Of any size, most often near 1, where sums round most.
@@ -244,6 +240,32 @@ mod check {
             2 => stream.uniform() * f32::MIN_POSITIVE,
             3..6 => (stream.uniform() - 0.5) * 2.0f32.powi(stream.below(100) as i32 - 50),
             _ => stream.uniform() * 4.0 - 2.0,
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        fn with(add: fn([f64; 2], [f64; 2], f32) -> f32) -> bool {
+            let numbers = |pair: Bf16Pair| pair.numbers().map(f64::from);
+            agrees(|a, b, sums| std::array::from_fn(|i| add(numbers(a[i]), numbers(b[i]), sums[i])))
+        }
+
+        #[test]
+        fn an_instruction_that_rounds_otherwise_is_found_out() {
+            assert!(agrees(|a, b, sums| {
+                std::array::from_fn(|i| {
+                    let ([a_first, a_second], [b_first, b_second]) = (a[i].numbers(), b[i].numbers());
+                    a_second.mul_add(b_second, a_first.mul_add(b_first, sums[i]))
+                })
+            }));
+            assert!(!with(|a, b, sum| (f64::from(sum) + a[0] * b[0] + a[1] * b[1]) as f32), "both at once");
+            assert!(
+                !with(|a, b, sum| ((f64::from(sum) + a[1] * b[1]) as f32 as f64 + a[0] * b[0]) as f32),
+                "in another order"
+            );
+            assert!(!with(|a, b, sum| sum + (a[0] * b[0] + a[1] * b[1]) as f32), "products first");
         }
     }
 }
