@@ -182,7 +182,7 @@ impl Case {
 
 #[test]
 fn sizes_around_vectors_and_panels() {
-    let sizes = [1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 131];
+    let sizes = [1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 48, 63, 65, 131];
     for (i, a) in sizes.into_iter().enumerate() {
         for (j, b) in [1, 6, 16, 70].into_iter().enumerate() {
             for (inputs, outputs) in [(a, b), (b, a)] {
