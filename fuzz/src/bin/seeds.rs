@@ -143,7 +143,7 @@ fn checkpoint() {
             samples_seen: 5,
             workers_lost: 6,
             skipped: Skipped { rounds: 1, in_a_row: 1, rate_cuts: 1 },
-            workers: vec![KnownWorker { process: 7, member }],
+            workers: vec![KnownWorker { process: 7, member, barred: None }],
         },
         ledger: LedgerPosition { bytes: 1234, chain: Digest(5) },
         events_bytes: 99,
@@ -184,6 +184,7 @@ fn ledger() {
             nodes: vec![Contribution { by: MemberId { worker: 1, incarnation: 1 }, node: tree.root() }],
             leaves: (0..4).map(digest).collect(),
             hedged: if round == 2 { vec![1, 3] } else { Vec::new() },
+            checked: if round == 3 { vec![2] } else { Vec::new() },
         };
         text.push('\n');
         text.push_str(&serde_json::to_string(&record).expect("JSON"));
