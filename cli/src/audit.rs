@@ -345,6 +345,7 @@ mod tests {
             batch_size: 8,
             seed: 5,
             compute: Precision::F32,
+            wire: Precision::F32,
             model: "conv".to_owned(),
             parameters: 1,
             outcome: "completed".to_owned(),

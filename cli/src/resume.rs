@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use lockstep_common::checkpoint::{Checkpoint, continuity};
-use lockstep_common::config::{RunConfig, RunSpec};
+use lockstep_common::config::{PrecisionConfig, RunConfig, RunSpec};
 use lockstep_common::fingerprint::fingerprint;
 use lockstep_common::hash::Digest;
 use lockstep_common::kernel::{Arithmetic, Isa};
@@ -91,7 +91,8 @@ impl Begun {
             (None, Some(parameters)) => {
                 let layout = now.spec.model.layout.hash();
                 let header = Header::new(&now.spec.name, &now.spec.schedule, layout, parameters_digest(parameters));
-                let header = Header { compute: now.spec.precision.compute, ..header };
+                let PrecisionConfig { compute, wire } = now.spec.precision;
+                let header = Header { compute, wire, ..header };
                 resume::check_again(&self.directory, &header).map_err(refuse)?;
                 Ok(Origin::Again(parameters.to_vec()))
             }

@@ -77,6 +77,10 @@ pub(crate) struct RunArgs {
     /// Sums and parameters stay f32. Faster where AVX-512 multiplies bfloat16 at twice the speed; another result
     #[arg(long, value_name = "PRECISION")]
     compute: Option<Precision>,
+    /// What workers send of gradients: f32, or bf16, which is half as much. Every node of the reduction tree is rounded to it;
+    /// another result
+    #[arg(long, value_name = "PRECISION")]
+    wire: Option<Precision>,
     /// mse or binary_crossentropy
     #[arg(long)]
     loss: Option<String>,
@@ -199,6 +203,7 @@ impl RunArgs {
         put(&mut config.shards, &self.shards);
         put(&mut config.optimizer.learning_rate, &self.learning_rate);
         put(&mut config.precision.compute, &self.compute);
+        put(&mut config.precision.wire, &self.wire);
         put(&mut config.cluster.min_workers, &self.min_workers);
         put(&mut config.cluster.start_workers, &self.start_workers);
         config.max_rounds = self.max_rounds.or(config.max_rounds);

@@ -4,8 +4,8 @@ mod support;
 
 use support::{CONV, Place};
 
-/// Scenario: a small convolutional model is trained on the bundled images, in 32-bit floats from five seeds, and in
-/// bfloat16 from one of them. Property: what rounding changes in the losses is less than what another seed changes.
+/// Scenario: a small convolutional model is trained on the bundled images, in 32-bit floats from five seeds, and from one
+/// of them in bfloat16, or with nodes that are bfloat16 numbers, or both. Property: what rounding changes in the losses is less than what another seed changes.
 #[test]
 fn losses_in_bfloat16_are_within_the_spread_of_seeds() {
     const ROUNDS: u32 = 120;
@@ -15,12 +15,15 @@ fn losses_in_bfloat16_are_within_the_spread_of_seeds() {
         ["train_loss", "val_loss"].map(|key| summary[key].as_f64().expect("a loss"))
     };
     let of_seeds = ["1", "2", "3", "4", "5"].map(|seed| losses(seed, &["--seed", seed]));
-    let in_bfloat16 = losses("bf16", &["--seed", "1", "--compute", "bf16"]);
-    for (i, in_bfloat16) in in_bfloat16.into_iter().enumerate() {
-        let all = of_seeds.map(|losses| losses[i]);
-        let spread = all.iter().copied().fold(f64::MIN, f64::max) - all.iter().copied().fold(f64::MAX, f64::min);
-        let difference = (in_bfloat16 - all[0]).abs();
-        eprintln!("losses {all:?}, in bfloat16 {in_bfloat16}");
-        assert!(difference > 0.0 && difference < spread, "{in_bfloat16} is not near {}: {all:?}", all[0]);
+    let ways = [&["--compute", "bf16"][..], &["--wire", "bf16"], &["--compute", "bf16", "--wire", "bf16"]];
+    for (way, options) in ways.into_iter().enumerate() {
+        let in_bfloat16 = losses(&format!("bf16-{way}"), &[&["--seed", "1"], options].concat());
+        for (i, in_bfloat16) in in_bfloat16.into_iter().enumerate() {
+            let all = of_seeds.map(|losses| losses[i]);
+            let spread = all.iter().copied().fold(f64::MIN, f64::max) - all.iter().copied().fold(f64::MAX, f64::min);
+            let difference = (in_bfloat16 - all[0]).abs();
+            eprintln!("losses {all:?}, with {options:?} {in_bfloat16}");
+            assert!(difference > 0.0 && difference < spread, "{in_bfloat16} is not near {}: {all:?}", all[0]);
+        }
     }
 }

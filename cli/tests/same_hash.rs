@@ -34,26 +34,28 @@ fn check(model: &str, golden: &str) {
 }
 
 /// Scenario: a model is trained in bfloat16 by any number of workers and threads, on every instruction set. Property:
-/// `params_sha256` is the golden one each time, and not that of 32-bit floats.
-fn check_in_bfloat16(model: &str, golden: &str) {
-    const BF16: [&str; 2] = ["--compute", "bf16"];
+/// `params_sha256` is the golden one each time, and not that of 32-bit floats. `what` is rounded: `compute` or `wire`.
+fn check_in_bfloat16(what: &str, model: &str, golden: &str) {
+    let option = format!("--{what}");
     let place = Place::with_model(model);
-    let train = |name: &str, more: &[&str]| place.train(name, ROUNDS, &[&BF16[..], more].concat());
+    let train = |name: &str, more: &[&str]| place.train(name, ROUNDS, &[&[&option, "bf16"], more].concat());
     let summary = train("in-process", &[]);
-    assert_eq!(summary["compute"], "bf16");
+    assert_eq!(summary[what], "bf16");
     assert_eq!(
         hash(&summary),
         golden,
         "this run has other bits than before: common/tests/golden_hash.rs says what to do"
     );
     let mut ways = vec![vec!["--workers", "2"], vec!["--workers", "3"], vec!["--threads", "1"], vec!["--threads", "2"]];
+    // All gradients travel, and whole subtrees or single leaves.
+    ways.push(vec!["--workers", "3", "--set", "cluster.shared_memory=false"]);
     let sets = instruction_sets(&place);
     ways.extend(sets.iter().map(|set| vec!["--simd", set]));
     for (i, way) in ways.iter().enumerate() {
         assert_eq!(hash(&train(&format!("way-{i}"), way)), golden, "{way:?} changed the result");
     }
-    let f32 = place.train("f32", ROUNDS, &["--compute", "f32"]);
-    assert_eq!(f32["compute"], "f32");
+    let f32 = place.train("f32", ROUNDS, &[&option, "f32"]);
+    assert_eq!(f32[what], "f32");
     assert_ne!(hash(&f32), golden);
 }
 
@@ -78,6 +80,12 @@ fn a_convolutional_model_has_one_hash() {
 
 #[test]
 fn models_in_bfloat16_have_one_hash() {
-    check_in_bfloat16(DENSE, "c7117ecf04d1736b32a84083ec42de8abb6eff32de18dc17baf8a32391563db9");
-    check_in_bfloat16(CONV, "5163835e1b07f609e4dffe240c2dde9647b9af8421eb12f016ccfe1c2bc2624a");
+    check_in_bfloat16("compute", DENSE, "c7117ecf04d1736b32a84083ec42de8abb6eff32de18dc17baf8a32391563db9");
+    check_in_bfloat16("compute", CONV, "5163835e1b07f609e4dffe240c2dde9647b9af8421eb12f016ccfe1c2bc2624a");
+}
+
+#[test]
+fn models_with_nodes_in_bfloat16_have_one_hash() {
+    check_in_bfloat16("wire", DENSE, "d117a0335506d97991281464dd09217d5687ca4eaa03b43ae02c7c5f4e5fbf17");
+    check_in_bfloat16("wire", CONV, "9f655907d48e51389d540a16b7fc95a4295d4bbe85ca2215934f09043371f8d8");
 }

@@ -432,6 +432,7 @@ impl RunSpec {
             sample_shape: self.sample_shape.clone(),
             dtype: self.dtype,
             compute: self.precision.compute,
+            wire: self.precision.wire,
         }
     }
 }

@@ -48,6 +48,9 @@ pub struct Header {
     /// What the operands of product-sums were rounded to; not written for 32-bit floats.
     #[serde(default, skip_serializing_if = "is_f32")]
     pub compute: Precision,
+    /// What the gradients of tree nodes were rounded to; not written for 32-bit floats.
+    #[serde(default, skip_serializing_if = "is_f32")]
+    pub wire: Precision,
     /// Layout of the parameters.
     pub layout: LayoutHash,
     /// Digest of the parameters before the first round.
@@ -66,6 +69,7 @@ impl Header {
             shards: schedule.tree.shards(),
             shuffle: schedule.shuffle,
             compute: Precision::F32,
+            wire: Precision::F32,
             layout,
             initial_parameters,
         }

@@ -186,6 +186,8 @@ pub struct Job {
     pub dtype: Dtype,
     /// What the operands of product-sums are rounded to.
     pub compute: Precision,
+    /// What the gradients of tree nodes are rounded to.
+    pub wire: Precision,
 }
 
 /// A request to become a member.
@@ -386,6 +388,8 @@ pub enum FromWorker {
         node: NodeId,
         /// The flat vector.
         gradient: Arc<FloatBuffer>,
+        /// Which numbers its floats are: how much of them has to travel.
+        precision: Precision,
     },
     /// The worker wants to leave when its work is handed over.
     Drain,

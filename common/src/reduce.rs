@@ -2,11 +2,16 @@
 //!
 //! Addition of floats is not associative, so the sum of a round is defined by position: the leaves of all shards are
 //! the lowest level of a perfect binary tree, and a node is its left child plus its right child.
+//!
+//! A run may round every node, leaves and root included, to bfloat16, so that half as much has to travel. That is done to
+//! each node by itself, wherever it is computed; so the bits are the same for any number of workers here, too.
 
 use std::fmt;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
+
+use crate::kernel::{Arithmetic, Precision, bf16, elementwise};
 
 /// A position in the reduction tree: level 0 holds the leaves, the root is the one node of the highest level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -111,6 +116,14 @@ impl Tree {
             nodes.extend(self.cover(run[0]..run[run.len() - 1] + 1));
         }
         nodes
+    }
+}
+
+/// `left[i] += right[i]`: the gradient of a node from those of its children, rounded to what nodes are rounded to.
+pub fn add_nodes(sums: Arithmetic, left: &mut [f32], right: &[f32]) {
+    match sums.precision {
+        Precision::F32 => elementwise::add(sums.isa, left, right),
+        Precision::Bf16 => bf16::add_rounded(sums.isa, left, right),
     }
 }
 

@@ -93,9 +93,13 @@ impl Case {
         kernel.iter().copied().chain(bias).collect()
     }
 
-    fn tree(mut leaves: Vec<Vec<f32>>) -> Vec<f32> {
+    /// The sum of the leaves, each of which, and each sum of two, goes through `round`.
+    fn tree(leaves: Vec<Vec<f32>>, round: impl Fn(f32) -> f32) -> Vec<f32> {
+        let rounded = |leaf: Vec<f32>| leaf.into_iter().map(&round).collect();
+        let mut leaves: Vec<Vec<f32>> = leaves.into_iter().map(rounded).collect();
         while leaves.len() > 1 {
-            let add = |pair: &[Vec<f32>]| pair[0].iter().zip(&pair[1]).map(|(left, right)| left + right).collect();
+            let add =
+                |pair: &[Vec<f32>]| pair[0].iter().zip(&pair[1]).map(|(left, right)| round(left + right)).collect();
             leaves = leaves.chunks(2).map(add).collect();
         }
         leaves.remove(0)
@@ -138,7 +142,10 @@ impl Case {
             let input = &input[range.start * inputs..range.end * inputs];
             self.leaf_gradient(input, &delta[range.start * outputs..range.end * outputs], &zero, precision)
         });
-        let gradient = Self::tree(of_leaves.collect());
+        let of_leaves: Vec<Vec<f32>> = of_leaves.collect();
+        let gradient = Self::tree(of_leaves.clone(), |sum| sum);
+        // A single leaf may not be whole.
+        let rounded_gradient = if of_leaves.len() > 1 { Self::tree(of_leaves, bf16::round) } else { gradient.clone() };
         let continued = self.leaf_gradient(&input, &delta, &before, precision);
         let (input, delta, weights) = given;
 
@@ -166,15 +173,17 @@ impl Case {
             });
             assert_same_bits(&format!("input gradient, {place}"), &got, &gate(&inward, back.clone()));
 
-            let mut sum = |leaves: &[usize], before: &[f32], accumulate| {
+            let mut sum = |leaves: &[usize], before: &[f32], accumulate, nodes| {
                 guarded(&place, before, |gradient| {
-                    let operands = DenseWeightGradient { input: &input, delta: &delta, gradient, accumulate };
+                    let operands = DenseWeightGradient { input: &input, delta: &delta, gradient, accumulate, nodes };
                     plan.weight_gradient(leaves, operands, &mut crew);
                 })
             };
-            let got = sum(&self.leaves, &vec![CANARY; before.len()], false);
-            assert_same_bits(&format!("weight gradient, {place}"), &got, &gradient);
-            let got = sum(&[samples], &before, true);
+            for (nodes, gradient) in [(Precision::F32, &gradient), (Precision::Bf16, &rounded_gradient)] {
+                let got = sum(&self.leaves, &vec![CANARY; before.len()], false, nodes);
+                assert_same_bits(&format!("weight gradient, {nodes} nodes, {place}"), &got, gradient);
+            }
+            let got = sum(&[samples], &before, true, Precision::F32);
             assert_same_bits(&format!("continued weight gradient, {place}"), &got, &continued);
         }
     }
@@ -221,7 +230,12 @@ fn work_that_threads_share() {
 #[should_panic(expected = "3 leaves")]
 fn leaves_that_are_no_subtree() {
     let plan = Dense::new(Isa::SCALAR, DenseShape { pixels: 1, inputs: 2, outputs: 2 }, 3);
-    let operands =
-        DenseWeightGradient { input: &[0.0; 6], delta: &[0.0; 6], gradient: &mut [0.0; 6], accumulate: false };
+    let operands = DenseWeightGradient {
+        input: &[0.0; 6],
+        delta: &[0.0; 6],
+        gradient: &mut [0.0; 6],
+        accumulate: false,
+        nodes: Precision::F32,
+    };
     plan.weight_gradient(&[1, 1, 1], operands, &mut Crew::new(1, plan.crew()));
 }

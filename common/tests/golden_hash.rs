@@ -7,12 +7,12 @@ use std::num::NonZeroU32;
 
 use lockstep_common::fingerprint::{NUMERICS_VERSION, fingerprint};
 use lockstep_common::hash::sha256_of_floats;
-use lockstep_common::kernel::elementwise::{self, AdamSlices};
+use lockstep_common::kernel::elementwise::AdamSlices;
 use lockstep_common::kernel::{Arithmetic, Isa, Precision};
 use lockstep_common::model::{ModelSpec, ResolvedModel};
 use lockstep_common::nn::{Buffers, LeafSource, Loss, Network, NodeSum, Weights, initial_parameters, subtree};
 use lockstep_common::optim::adam::{self, Adam, Moments};
-use lockstep_common::reduce::Tree;
+use lockstep_common::reduce::{Tree, add_nodes};
 use lockstep_common::rng::{Purpose, Stream};
 use lockstep_common::shard::Schedule;
 
@@ -56,7 +56,7 @@ fn write_sample(id: u32, out: &mut [f32]) {
 }
 
 /// Trains `model` as a run does, and returns its `params_sha256`. With two workers, each computes half of the tree.
-fn train(model: &ResolvedModel, loss: Loss, arithmetic: Arithmetic, workers: usize) -> String {
+fn train(model: &ResolvedModel, loss: Loss, arithmetic: Arithmetic, nodes: Precision, workers: usize) -> String {
     let isa = arithmetic.isa;
     let schedule = Schedule {
         seed: SEED,
@@ -66,7 +66,7 @@ fn train(model: &ResolvedModel, loss: Loss, arithmetic: Arithmetic, workers: usi
         shuffle: true,
     };
     let assignment = schedule.assignment();
-    let network = Network::new(model, loss, arithmetic);
+    let network = Network::new(model, loss, arithmetic).with_nodes(nodes);
     let buffers = Buffers::default();
     let mut parameters = initial_parameters(&model.layout, SEED);
     let mut moments = Moments::zero(parameters.len());
@@ -80,7 +80,7 @@ fn train(model: &ResolvedModel, loss: Loss, arithmetic: Arithmetic, workers: usi
         let root = schedule.tree.root();
         let sum = match workers {
             1 => sum(root),
-            2 => add(isa, root.children().expect("a root of four leaves").map(sum)),
+            2 => add(Arithmetic { isa, precision: nodes }, root.children().expect("a root of four leaves").map(sum)),
             _ => panic!("{workers} workers"),
         };
         let mut updated = vec![0.0; parameters.len()];
@@ -97,24 +97,26 @@ fn train(model: &ResolvedModel, loss: Loss, arithmetic: Arithmetic, workers: usi
     sha256_of_floats(&parameters)
 }
 
-fn add(isa: Isa, [mut left, right]: [NodeSum; 2]) -> NodeSum {
-    elementwise::add(isa, &mut left.gradient, &right.gradient);
+fn add(sums: Arithmetic, [mut left, right]: [NodeSum; 2]) -> NodeSum {
+    add_nodes(sums, &mut left.gradient, &right.gradient);
     NodeSum { gradient: left.gradient, loss: left.loss + right.loss, samples: left.samples + right.samples }
 }
 
 /// Scenario: the model is trained on every instruction set, by one worker and by two. Property: its parameters are the
 /// golden ones.
 fn check(text: &str, loss: Loss, golden: &str) {
-    check_in(Precision::F32, text, loss, golden);
+    check_in([Precision::F32; 2], text, loss, golden);
 }
 
-fn check_in(precision: Precision, text: &str, loss: Loss, golden: &str) {
+/// With operands of product-sums, and nodes of the reduction tree, of these precisions.
+fn check_in([precision, nodes]: [Precision; 2], text: &str, loss: Loss, golden: &str) {
     let model = ModelSpec::from_toml(text).unwrap().resolve().unwrap();
     for isa in Isa::available() {
         for workers in [1, 2] {
             let arithmetic = Arithmetic { isa, precision };
-            let got = train(&model, loss, arithmetic, workers);
-            assert_eq!(got, golden, "{} ({loss}) in {arithmetic}, workers: {workers}. {ADVICE}", model.spec.name);
+            let got = train(&model, loss, arithmetic, nodes, workers);
+            let name = &model.spec.name;
+            assert_eq!(got, golden, "{name} ({loss}) in {arithmetic}, {nodes} nodes, workers: {workers}. {ADVICE}");
         }
     }
 }
@@ -177,7 +179,7 @@ fn the_self_test_model() {
 /// The same models from operands that are rounded to bfloat16.
 #[test]
 fn models_in_bfloat16() {
-    let check = |text, loss, golden| check_in(Precision::Bf16, text, loss, golden);
+    let check = |text, loss, golden| check_in([Precision::Bf16, Precision::F32], text, loss, golden);
     check(DENSE, Loss::Mse, "63b642f92a658a58c0ea1dd530df1636dab3ef095838313ffdf9b1ea7572811e");
     check(
         include_str!("golden/article.toml"),
@@ -193,6 +195,18 @@ fn models_in_bfloat16() {
         include_str!("../models/self-test.toml"),
         Loss::BinaryCrossentropy,
         "c41181f7d06e781de004be9f6c92c57b82611c69afca060ca074e9c8030f9549",
+    );
+}
+
+/// The same models with nodes of the reduction tree that are rounded to bfloat16.
+#[test]
+fn models_with_nodes_in_bfloat16() {
+    let check = |text, loss, golden| check_in([Precision::F32, Precision::Bf16], text, loss, golden);
+    check(DENSE, Loss::Mse, "0b653e2f017fd903843e30b66bd0cc7d339c155f552d105f5d15e7e7d77e75fe");
+    check(
+        include_str!("golden/article.toml"),
+        Loss::Mse,
+        "01ef4ada9413ac4b5c2e7e05a055da29db2c287993afad9962e28ddfb155897c",
     );
 }
 

@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 
 use lockstep_common::hash::Digest;
-use lockstep_common::kernel::{Arithmetic, Isa, Precision, elementwise};
+use lockstep_common::kernel::{Arithmetic, Isa, Precision, bf16};
 use lockstep_common::model::{
     Activation, ConvSpec, LayerSpec, ModelSpec, Padding, Pair, PoolSpec, ResolvedModel, preset,
 };
 use lockstep_common::nn::{
     Buffers, LeafSource, Loss, Network, NodeSum, Weights, evaluate, initial_parameters, subtree,
 };
-use lockstep_common::reduce::{NodeId, Tree};
+use lockstep_common::reduce::{NodeId, Tree, add_nodes};
 use lockstep_common::rng::{Purpose, Stream};
 use lockstep_common::shape::Shape;
 
@@ -247,15 +247,16 @@ fn subtrees_for_any_number_of_threads_and_any_split() {
         let subject = Subject { uneven: true, ..Subject::new(&spec, Loss::Mse) };
         let name = subject.name();
         let mut of_first_isa = BTreeMap::new();
-        for arithmetic in all_arithmetics() {
-            let network = Network::with_pass_samples(&subject.model, subject.loss, arithmetic, 4);
+        for (arithmetic, nodes) in all_arithmetics().flat_map(|with| Precision::ALL.map(|nodes| (with, nodes))) {
+            let network = Network::with_pass_samples(&subject.model, subject.loss, arithmetic, 4).with_nodes(nodes);
             let mut packed = vec![0.0; network.packed_len()];
             network.pack(&subject.parameters, &mut packed);
             let weights = Weights { parameters: &subject.parameters, packed: &packed };
             let leaves = Leaves(&subject);
             let buffers = Buffers::default();
             // By hand: leaf by leaf, node by node.
-            let expected = by_children(&network, weights, tree.root(), &leaves);
+            let sums = Arithmetic { isa: arithmetic.isa, precision: nodes };
+            let expected = by_children(&network, sums, weights, tree.root(), &leaves);
             let bits = Bits::of_node(&expected);
             assert_eq!(expected.samples, (0..16).map(|leaf| leaves.samples(leaf)).sum::<u32>());
             for threads in 1..=4 {
@@ -275,7 +276,8 @@ fn subtrees_for_any_number_of_threads_and_any_split() {
                 );
                 assert_eq!((evaluated.samples, evaluated.gradient.len()), (expected.samples, 0));
             }
-            let of_first = of_first_isa.entry(arithmetic.precision.name()).or_insert(Bits::of_node(&expected));
+            let of_first =
+                of_first_isa.entry((arithmetic.precision.name(), nodes.name())).or_insert(Bits::of_node(&expected));
             assert_eq!(*of_first, bits, "{name}: {arithmetic}");
         }
     }
@@ -310,21 +312,27 @@ fn groups_of_leaves_are_sums_leaf_by_leaf() {
         let subject = Subject { uneven: true, ..Subject::new(&spec, Loss::Mse) };
         let name = subject.name();
         let leaves = Leaves(&subject);
-        for (precision, shards) in Precision::ALL.into_iter().flat_map(|p| [1, 2, 8, 64].map(|shards| (p, shards))) {
+        // Rounded operands, rounded nodes, or neither.
+        let precisions =
+            [(Precision::F32, Precision::F32), (Precision::Bf16, Precision::F32), (Precision::F32, Precision::Bf16)];
+        for ((precision, nodes), shards) in precisions.into_iter().flat_map(|p| [1, 2, 8, 64].map(|shards| (p, shards)))
+        {
             let scalar = Arithmetic { isa: Isa::SCALAR, precision };
             let specification = Network::with_pass_samples(&subject.model, subject.loss, scalar, 1);
             let root = Tree::over(shards).unwrap().root();
-            let (gradient, loss) = leaf_by_leaf(&subject, &specification, root, &leaves);
+            let (gradient, loss) = leaf_by_leaf(&subject, &specification, nodes, root, &leaves);
             let expected = Bits::of(&gradient, loss);
             // Passes that hold all leaves, some of them, or less than one.
             for (with, pass) in available(precision).flat_map(|with| [(with, 1000), (with, 16), (with, 2)]) {
-                let network = Network::with_pass_samples(&subject.model, subject.loss, with, pass);
+                let network = Network::with_pass_samples(&subject.model, subject.loss, with, pass).with_nodes(nodes);
                 let mut packed = vec![0.0; network.packed_len()];
                 network.pack(&subject.parameters, &mut packed);
                 let weights = Weights { parameters: &subject.parameters, packed: &packed };
                 for threads in 1..=4 {
                     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                    let place = format!("{name}: {shards} leaves, {threads} threads, {pass} samples a pass, {with}");
+                    let place = format!(
+                        "{name}: {shards} leaves, {threads} threads, {pass} samples a pass, {with}, {nodes} nodes"
+                    );
                     pool.install(|| {
                         let buffers = Buffers::default();
                         let sum = subtree(&network, weights, root, &leaves, &buffers);
@@ -338,8 +346,15 @@ fn groups_of_leaves_are_sums_leaf_by_leaf() {
     }
 }
 
-/// The sum of a node by the specification: leaf by leaf, then plain additions.
-fn leaf_by_leaf(subject: &Subject, network: &Network, node: NodeId, leaves: &Leaves<'_>) -> (Vec<f32>, f64) {
+/// The sum of a node by the specification: leaf by leaf, then plain additions, each rounded if nodes are.
+fn leaf_by_leaf(
+    subject: &Subject,
+    network: &Network,
+    nodes: Precision,
+    node: NodeId,
+    leaves: &Leaves<'_>,
+) -> (Vec<f32>, f64) {
+    let round = |value: f32| if nodes == Precision::Bf16 { bf16::round(value) } else { value };
     let Some([left, right]) = node.children() else {
         let mut packed = vec![0.0; network.packed_len()];
         network.pack(&subject.parameters, &mut packed);
@@ -348,20 +363,26 @@ fn leaf_by_leaf(subject: &Subject, network: &Network, node: NodeId, leaves: &Lea
         let mut gradient = vec![f32::NAN; network.parameters()];
         let samples = leaves.samples(node.index) as usize;
         let loss = network.leaf_gradient(weights, samples, &write, &mut gradient, &mut network.workspace());
-        return (gradient, loss);
+        return (gradient.into_iter().map(round).collect(), loss);
     };
-    let (left, left_loss) = leaf_by_leaf(subject, network, left, leaves);
-    let (right, right_loss) = leaf_by_leaf(subject, network, right, leaves);
-    (left.iter().zip(&right).map(|(left, right)| left + right).collect(), left_loss + right_loss)
+    let (left, left_loss) = leaf_by_leaf(subject, network, nodes, left, leaves);
+    let (right, right_loss) = leaf_by_leaf(subject, network, nodes, right, leaves);
+    (left.iter().zip(&right).map(|(left, right)| round(left + right)).collect(), left_loss + right_loss)
 }
 
 /// The sum of a node from its children's, which are computed apart, as by two workers.
-fn by_children(network: &Network, weights: Weights<'_>, node: NodeId, leaves: &Leaves<'_>) -> NodeSum {
+fn by_children(
+    network: &Network,
+    sums: Arithmetic,
+    weights: Weights<'_>,
+    node: NodeId,
+    leaves: &Leaves<'_>,
+) -> NodeSum {
     let whole = subtree(network, weights, node, leaves, &Buffers::default());
     let Some([left, right]) = node.children() else { return whole };
-    let mut left = by_children(network, weights, left, leaves);
-    let right = by_children(network, weights, right, leaves);
-    elementwise::add(network.isa(), &mut left.gradient, &right.gradient);
+    let mut left = by_children(network, sums, weights, left, leaves);
+    let right = by_children(network, sums, weights, right, leaves);
+    add_nodes(sums, &mut left.gradient, &right.gradient);
     left.loss += right.loss;
     left.samples += right.samples;
     assert_eq!(Bits::of_node(&left), Bits::of_node(&whole), "node {node} from its children");

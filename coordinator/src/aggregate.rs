@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lockstep_common::hash::Digest;
-use lockstep_common::kernel::Isa;
+use lockstep_common::kernel::Arithmetic;
 use lockstep_common::kernel::elementwise::AdamStep;
 use lockstep_common::optim::Adam;
 use lockstep_common::optim::adam::Moments;
@@ -75,7 +75,8 @@ struct Round {
 pub struct Aggregator {
     tree: Tree,
     adam: Adam,
-    isa: Isa,
+    /// What sums and steps are computed on, and what sums are rounded to.
+    sums: Arithmetic,
     parameters: Arc<FloatBuffer>,
     /// The next version in the making; there is one from a round's first update on, when workers have let go of the
     /// version before the current one.
@@ -101,7 +102,7 @@ impl Aggregator {
     pub fn new(
         tree: Tree,
         adam: Adam,
-        isa: Isa,
+        sums: Arithmetic,
         start: Start,
         snapshots: Snapshots,
         region: Option<Arc<Region>>,
@@ -112,7 +113,7 @@ impl Aggregator {
         Self {
             tree,
             adam,
-            isa,
+            sums,
             next: None,
             retired: Vec::new(),
             moments,
@@ -258,7 +259,7 @@ impl Aggregator {
     fn combine(&mut self, node: NodeId, loss: f64, pieces: Vec<(usize, Piece)>, next: &mut [f32]) -> Vec<usize> {
         let Some(round) = &mut self.round else { return Vec::new() };
         let started = Instant::now();
-        let (isa, step, chunks) = (self.isa, round.step, self.chunks.len());
+        let (sums, step, chunks) = (self.sums, round.step, self.chunks.len());
         let mut pieces_of: Vec<Option<Piece>> = Vec::new();
         pieces_of.resize_with(chunks, || None);
         pieces.into_iter().for_each(|(chunk, piece)| pieces_of[chunk] = Some(piece));
@@ -274,7 +275,7 @@ impl Aggregator {
                 Some(ChunkTask { index, part, updated, parameters, first_moment, second_moment, chunk })
             })
             .collect();
-        in_parallel(self.pool.as_ref(), &mut tasks, |task| task.reduce(isa, node));
+        in_parallel(self.pool.as_ref(), &mut tasks, |task| task.reduce(sums, node));
         let reduced = Instant::now();
         round.took.reduce += reduced - started;
         tasks.retain(|task| task.chunk.root.is_some());
@@ -284,7 +285,7 @@ impl Aggregator {
         }
         if round.stage == Stage::Sound {
             let early = round.complete < chunks;
-            in_parallel(self.pool.as_ref(), &mut tasks, |task| task.update(isa, step, early));
+            in_parallel(self.pool.as_ref(), &mut tasks, |task| task.update(sums.isa, step, early));
         } else {
             tasks.iter_mut().for_each(|task| task.chunk.drop_root());
         }
@@ -401,6 +402,7 @@ struct Closed;
 
 #[cfg(test)]
 mod tests {
+    use lockstep_common::kernel::{Isa, Precision};
     use lockstep_common::protocol::Bytes;
 
     use super::*;
@@ -419,6 +421,10 @@ mod tests {
     }
 
     fn bench(parameters: Vec<f32>) -> Bench {
+        bench_with(Isa::SCALAR.into(), parameters)
+    }
+
+    fn bench_with(sums: Arithmetic, parameters: Vec<f32>) -> Bench {
         let directory = tempfile::tempdir().unwrap();
         let (troubles, _) = std::sync::mpsc::channel();
         let (settled, _) = mpsc::unbounded_channel();
@@ -427,7 +433,7 @@ mod tests {
         let start = Start { parameters: Arc::new(parameters.into()), moments, version: 0 };
         let (report, reports) = mpsc::unbounded_channel();
         let tree = Tree::over(2).unwrap();
-        let aggregator = Aggregator::new(tree, Adam::default(), Isa::SCALAR, start, snapshots, None, report);
+        let aggregator = Aggregator::new(tree, Adam::default(), sums, start, snapshots, None, report);
         Bench { aggregator, reports, writer, _directory: directory }
     }
 
@@ -462,6 +468,26 @@ mod tests {
             FromAggregator::Reduced { parameters, .. } => Some(parameters.clone()),
             _ => None,
         })
+    }
+
+    /// Scenario: the nodes of a run are bfloat16 numbers, and two leaves meet here. Property: their sum is rounded, as a
+    /// worker that computed both would have rounded it.
+    #[test]
+    fn sums_are_rounded_to_what_nodes_are() {
+        let norm = |precision| {
+            let mut bench = bench_with(Arithmetic { isa: Isa::SCALAR, precision }, vec![0.0]);
+            bench.begin(0, 1, false);
+            bench.leaf(0, 1, 0, 1.0, vec![256.0]);
+            let reports = bench.leaf(0, 2, 1, 1.0, vec![3.0]);
+            bench.end();
+            let norm = reports.iter().find_map(|report| match report {
+                FromAggregator::Reduced { gradient_norm, .. } => Some(*gradient_norm),
+                _ => None,
+            });
+            norm.expect("a round that is made") * 4.0
+        };
+        // Between 256 and 512 there is a bfloat16 number every 2; of two as near, the even one is taken.
+        assert_eq!([Precision::F32, Precision::Bf16].map(norm), [259.0, 260.0]);
     }
 
     /// Scenario: two members hand in the same node, as when it was hedged; one of them after the round is made. Property:

@@ -156,7 +156,7 @@ impl Driver {
                 FromWorker::Announce(report) => self.step(Event::Announced(member, report)).await,
                 FromWorker::Compared(report) => self.step(Event::Compared(member, report)).await,
                 FromWorker::NodeChunk(chunk) => self.aggregate(ToAggregator::Chunk(member, chunk)).await,
-                FromWorker::NodeWhole { round, node, gradient } => {
+                FromWorker::NodeWhole { round, node, gradient, .. } => {
                     self.aggregate(ToAggregator::Whole { member, round, node, gradient }).await;
                 }
                 FromWorker::Drain => self.step(Event::Drain(member)).await,

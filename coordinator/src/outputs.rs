@@ -52,6 +52,9 @@ pub struct Summary {
     /// What the operands of product-sums were rounded to.
     #[serde(default)]
     pub compute: Precision,
+    /// What the gradients of tree nodes were rounded to.
+    #[serde(default)]
+    pub wire: Precision,
     /// Name of the model.
     pub model: String,
     /// Number of parameters.
@@ -118,6 +121,7 @@ fn summarise(spec: &RunSpec, result: &RunResult) -> Summary {
         batch_size: status.batch_size,
         seed: spec.schedule.seed,
         compute: spec.precision.compute,
+        wire: spec.precision.wire,
         model: status.model.clone(),
         parameters: status.parameters,
         outcome: match result.outcome {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lockstep_common::checkpoint::{Checkpoint, LedgerPosition, Shown, Standing, State};
-use lockstep_common::config::RunSpec;
+use lockstep_common::config::{PrecisionConfig, RunSpec};
 use lockstep_common::fingerprint::fingerprint;
 use lockstep_common::hash::Digest;
 use lockstep_common::kernel::{Arithmetic, Isa};
@@ -126,7 +126,8 @@ impl StartingFrom<'_> {
         let Self { directory, spec, troubles, .. } = self;
         let layout = spec.model.layout.hash();
         let header = Header::new(&spec.name, &spec.schedule, layout, parameters_digest(&parameters));
-        let header = Header { compute: spec.precision.compute, ..header };
+        let PrecisionConfig { compute, wire } = spec.precision;
+        let header = Header { compute, wire, ..header };
         let journal = Journal::create(directory, &header, again, troubles.clone())?;
         let restarts = if again {
             set_aside_newer(directory, 0)?;
@@ -231,7 +232,8 @@ impl Coordinator {
         let region = (remote_workers && spec.shared_memory).then(|| shared_versions(parameters.len())).flatten();
         let (report, reports) = mpsc::unbounded_channel();
         let tree = spec.schedule.tree;
-        let aggregator = Aggregator::new(tree, spec.optimizer, isa, tensors, snapshots, region.clone(), report);
+        let sums = Arithmetic { isa, precision: spec.precision.wire };
+        let aggregator = Aggregator::new(tree, spec.optimizer, sums, tensors, snapshots, region.clone(), report);
         let (to_aggregator, aggregator_inbox) = mpsc::channel::<ToAggregator>(AGGREGATOR_DEPTH);
         std::thread::Builder::new()
             .name("aggregator".to_owned())

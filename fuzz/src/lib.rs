@@ -274,6 +274,7 @@ pub fn job() -> Job {
         sample_shape: Shape::new([3, 3]),
         dtype: Dtype::U8,
         compute: Precision::Bf16,
+        wire: Precision::Bf16,
     }
 }
 

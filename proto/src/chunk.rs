@@ -37,6 +37,12 @@ pub fn to_bytes(values: &[f32]) -> Bytes {
     }
 }
 
+/// Floats that are bfloat16 numbers as bytes: two for each, its upper half. What is below is lost.
+pub fn to_halves(values: &[f32]) -> Bytes {
+    let halves: Vec<u16> = values.iter().map(|value| ((value.to_bits() >> 16) as u16).to_le()).collect();
+    Bytes::from_owner(Halves(halves))
+}
+
 /// A range of shared floats as bytes: no copy on a little-endian machine. `None` if `range` is not a range of `values`.
 pub fn shared_to_bytes(values: &Arc<FloatBuffer>, range: Range<usize>) -> Option<Bytes> {
     let floats = values.get(range.clone())?;
@@ -62,6 +68,19 @@ pub fn to_floats(data: &[u8]) -> Result<Vec<f32>, Fault> {
     Ok(values)
 }
 
+/// bfloat16 numbers as floats: one copy.
+///
+/// # Errors
+/// [`Fault`] when `data` holds more numbers than a chunk, or no whole number of them.
+pub fn from_halves(data: &[u8]) -> Result<Vec<f32>, Fault> {
+    at_most(data, CHUNK_BYTES / 2)?;
+    let (halves, rest) = data.as_chunks::<2>();
+    if !rest.is_empty() {
+        return Err(Fault::Ragged { bytes: data.len(), multiple: 2 });
+    }
+    Ok(halves.iter().map(|half| f32::from_bits(u32::from(u16::from_le_bytes(*half)) << 16)).collect())
+}
+
 /// Copies bytes over floats, for receivers who know where the chunk belongs.
 ///
 /// # Errors
@@ -85,8 +104,12 @@ pub(crate) fn float_count(data: &[u8]) -> Result<usize, Fault> {
 }
 
 pub(crate) fn at_most_a_chunk(data: &[u8]) -> Result<(), Fault> {
-    if data.len() > CHUNK_BYTES {
-        return Err(Fault::TooLarge { value: data.len() as u64, limit: CHUNK_BYTES as u64, unit: " bytes" });
+    at_most(data, CHUNK_BYTES)
+}
+
+fn at_most(data: &[u8], limit: usize) -> Result<(), Fault> {
+    if data.len() > limit {
+        return Err(Fault::TooLarge { value: data.len() as u64, limit: limit as u64, unit: " bytes" });
     }
     Ok(())
 }
@@ -109,6 +132,14 @@ fn copy(data: &[u8], values: &mut [f32]) {
 struct Floats(Arc<FloatBuffer>);
 
 impl AsRef<[u8]> for Floats {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+struct Halves(Vec<u16>);
+
+impl AsRef<[u8]> for Halves {
     fn as_ref(&self) -> &[u8] {
         bytemuck::cast_slice(&self.0)
     }
@@ -140,6 +171,18 @@ mod tests {
         let shared = Arc::new(values.into());
         assert_eq!(shared_to_bytes(&shared, 1..3).unwrap(), bytes.slice(4..12));
         assert!(shared_to_bytes(&shared, 1..5).is_none());
+    }
+
+    #[test]
+    fn bfloat16_numbers_keep_their_bits_in_half_the_bytes() {
+        let values = [1.0, -0.0, f32::INFINITY, -3.0e-39, f32::from_bits(0x7fc1_0000)];
+        let bytes = to_halves(&values);
+        assert_eq!(&bytes[..4], [0x80, 0x3f, 0x00, 0x80]);
+        let bits = |floats: &[f32]| floats.iter().map(|f| f.to_bits() & 0xffff_0000).collect::<Vec<u32>>();
+        assert_eq!(bits(&from_halves(&bytes).unwrap()), bits(&values));
+        assert_eq!(from_halves(&[0; 3]).unwrap_err(), Fault::Ragged { bytes: 3, multiple: 2 });
+        let long = vec![0; CHUNK_BYTES / 2 + 2];
+        assert!(matches!(from_halves(&long).unwrap_err(), Fault::TooLarge { value: 524_290, limit: 524_288, .. }));
     }
 
     #[test]

@@ -267,11 +267,17 @@ fn node_chunks_and_reports() {
         chunk: 0,
         data: Bytes::copy_from_slice(data),
         checksum: chunk::checksum(data),
+        precision: v1::Precision::F32.into(),
     };
+    let halves = |data: &[u8]| v1::NodeChunk { precision: v1::Precision::Bf16.into(), ..chunk(data) };
     exchange(NodeChunk(chunk(&[0, 0, 0xc0, 0x7f]))).expect("NaN is a float");
     check(ExchangeUp::try_from(v1::ExchangeRequest { message: None }), "ExchangeRequest.message: is missing");
     check(exchange(NodeChunk(chunk(&[0; 6]))), "NodeChunk.data: 6 bytes are no multiple of 4");
     check(exchange(NodeChunk(chunk(&vec![0; (1 << 20) + 4]))), "NodeChunk.data: 1048580 is above 1048576 bytes");
+    check(exchange(NodeChunk(halves(&[0; 3]))), "NodeChunk.data: 3 bytes are no multiple of 2");
+    check(exchange(NodeChunk(halves(&vec![0; (1 << 19) + 2]))), "NodeChunk.data: 524290 is above 524288 bytes");
+    check(exchange(NodeChunk(v1::NodeChunk { precision: 0, ..chunk(&[]) })), "NodeChunk.precision: 0 is no Precision");
+    check(exchange(NodeChunk(v1::NodeChunk { precision: 3, ..chunk(&[]) })), "NodeChunk.precision: 3 is no Precision");
     let computed = chunk::checksum(&[0; 4]);
     let damaged = exchange(NodeChunk(v1::NodeChunk { checksum: 1, ..chunk(&[0; 4]) }));
     assert!(damaged.as_ref().unwrap_err().is_damage());

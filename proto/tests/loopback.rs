@@ -5,6 +5,7 @@ mod strategies;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use lockstep_common::kernel::Precision;
 use lockstep_common::protocol::{
     Assignment, CHUNK_FLOATS, FromWorker, Handing, JoinRequest, LeafTask, MemberId, Refusal, ShardRef, Split, ToWorker,
     Welcome, Work,
@@ -133,7 +134,9 @@ async fn a_worker_and_a_coordinator() {
 
     let gradient: Arc<FloatBuffer> = Arc::new((0..CHUNK_FLOATS + 5).map(|i| i as f32).collect::<Vec<f32>>().into());
     let node = NodeId { level: 0, index: 0 };
-    let Upward::Exchange(chunks) = FromWorker::NodeWhole { round: 6, node, gradient: gradient.clone() }.into() else {
+    let Upward::Exchange(chunks) =
+        FromWorker::NodeWhole { round: 6, node, gradient: gradient.clone(), precision: Precision::F32 }.into()
+    else {
         panic!()
     };
     let requests = std::iter::once(welcome.member.into()).chain(chunks);

@@ -4,6 +4,7 @@ mod strategies;
 
 use std::sync::Arc;
 
+use lockstep_common::kernel::Precision;
 use lockstep_common::progress::{RunStatus, TimedEvent};
 use lockstep_common::protocol::{
     Assignment, CHUNK_FLOATS, FromWorker, Handing, KeepList, LeafTask, MemberId, Samples, ShardRef, Split, ToWorker,
@@ -239,11 +240,31 @@ fn the_largest_messages_of_the_largest_run_are_within_the_limit() {
 }
 
 #[test]
+fn gradients_of_bfloat16_numbers_travel_in_half_the_bytes() {
+    let values: Vec<f32> =
+        (0..CHUNK_FLOATS + 3).map(|i| lockstep_common::kernel::bf16::round(i as f32 - 0.1)).collect();
+    let (node, gradient) = (NodeId { level: 1, index: 2 }, Arc::new(values.clone().into()));
+    let message = FromWorker::NodeWhole { round: 4, node, gradient, precision: Precision::Bf16 };
+    let Upward::Exchange(requests) = Upward::from(message) else { panic!() };
+    let (mut bytes, mut read) = (0, vec![0.0; values.len()]);
+    for request in requests {
+        bytes += request.encoded_len();
+        let FromWorker::NodeChunk(chunk) = ExchangeUp::try_from(carried(&request)).unwrap().message().unwrap() else {
+            panic!()
+        };
+        read[chunk.chunk as usize * CHUNK_FLOATS..][..chunk.data.len()].copy_from_slice(&chunk.data);
+    }
+    assert_eq!(read, values);
+    assert!(bytes < 2 * values.len() + 200, "{bytes} bytes for {} floats", values.len());
+}
+
+#[test]
 fn whole_vectors_travel_in_chunks_of_a_mebibyte() {
     let floats = 2 * CHUNK_FLOATS + 3;
     let values = Arc::new((0..floats).map(|i| i as f32).collect::<Vec<f32>>().into());
     let node = NodeId { level: 1, index: 2 };
-    let chunks = exchange(FromWorker::NodeWhole { round: 4, node, gradient: Arc::clone(&values) });
+    let chunks =
+        exchange(FromWorker::NodeWhole { round: 4, node, gradient: Arc::clone(&values), precision: Precision::F32 });
     let order: Vec<u32> = chunks
         .iter()
         .map(|message| match message {

@@ -168,7 +168,7 @@ impl Engine {
         if worker != job.layout {
             return Err(EngineError::Layout { run: job.layout, worker });
         }
-        let network = Network::new(&model, job.loss, Arithmetic { isa, precision: job.compute });
+        let network = Network::new(&model, job.loss, Arithmetic { isa, precision: job.compute }).with_nodes(job.wire);
         Ok(Self {
             packed: AlignedFloats::zeros(network.packed_len()),
             packed_version: None,

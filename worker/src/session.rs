@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_common::kernel::Isa;
+use lockstep_common::kernel::{Isa, Precision};
 use lockstep_common::placement::{PlacedData, ShardSamples};
 use lockstep_common::protocol::{FromWorker, KeepList, NodeReport, ShardRef, ToWorker, Welcome, Work};
 use lockstep_common::shared_memory::{FloatBuffer, Region};
@@ -108,6 +108,7 @@ pub enum SessionEnd {
 pub async fn run(transport: Transport, compute: Compute, mut leave: Leave) -> Result<SessionEnd, EngineError> {
     let Transport { welcome, mut incoming, outgoing, shards, gradients } = transport;
     let cache = ShardCache::default();
+    let precision = welcome.job.wire;
     let newest = NewestWork::default();
     let engine = match Engine::new(welcome.job, compute.isa, compute.threads, cache.clone(), gradients, newest.clone())
     {
@@ -123,7 +124,8 @@ pub async fn run(transport: Transport, compute: Compute, mut leave: Leave) -> Re
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (keep_lists, newest_list) = watch::channel(KeepList { list: 0, shards: Vec::new() });
     let fetcher = tokio::spawn(fetch_shards(newest_list, shards.clone(), cache, outgoing.control.clone()));
-    let mut sender = NodeSender { outgoing: &outgoing.bulk, commands: &commands, newest: &newest, lent: Vec::new() };
+    let mut sender =
+        NodeSender { outgoing: &outgoing.bulk, commands: &commands, newest: &newest, precision, lent: Vec::new() };
     let (mut leaving_since, mut assigned) = (None, None);
     let end = loop {
         tokio::select! {
@@ -220,6 +222,8 @@ struct NodeSender<'a> {
     outgoing: &'a mpsc::Sender<FromWorker>,
     commands: &'a mpsc::UnboundedSender<Command>,
     newest: &'a NewestWork,
+    /// What the gradients of nodes are rounded to.
+    precision: Precision,
     /// Gradients that are read or on their way; their memory comes back when that is done.
     lent: Vec<Arc<FloatBuffer>>,
 }
@@ -240,7 +244,7 @@ impl NodeSender<'_> {
         self.take_back();
         let gradient = Arc::new(gradient);
         self.lent.push(gradient.clone());
-        self.outgoing.send(FromWorker::NodeWhole { round, node, gradient }).await.is_ok()
+        self.outgoing.send(FromWorker::NodeWhole { round, node, gradient, precision: self.precision }).await.is_ok()
     }
 
     fn take_back(&mut self) {

@@ -110,6 +110,7 @@ mod tests {
         check("optimizer.learning_rate=0.1", "optimizer.learning_rate was 0.001");
         check("non_finite.rate_factor=0.1", "non_finite.rate_factor was 0.5");
         check("data.validation_fraction=0.2", "data.validation_fraction was 0.1");
+        check("precision.wire=bf16", "precision.wire was \"f32\" when the run began and is \"bf16\" now");
         check("precision.compute=bf16", "precision.compute was \"f32\" when the run began and is \"bf16\" now");
         check("model=dense", "model.");
     }

@@ -10,4 +10,6 @@ use crate::kernel::Precision;
 pub struct PrecisionConfig {
     /// What the operands of product-sums are rounded to: activations, weights and derivatives.
     pub compute: Precision,
+    /// What the gradients of leaves and of the reduction tree's nodes are rounded to: what workers send.
+    pub wire: Precision,
 }

@@ -57,6 +57,7 @@ const INFINITY: u32 = f32::INFINITY.to_bits();
 const QUIET: u32 = 0x0040_0000;
 
 /// The nearest bfloat16 number, the even one of two; +0 below [`SMALLEST`]. NaN stays NaN, and turns quiet.
+#[inline(always)]
 pub fn round(value: f32) -> f32 {
     f32::from_bits(bits(value))
 }
@@ -97,6 +98,20 @@ impl RowPairs {
 }
 
 per_isa! {
+    /// Rounds every float.
+    pub fn round_all(values: &mut [f32]) {
+        for value in values {
+            *value = round(*value);
+        }
+    }
+
+    /// `left[i] = round(left[i] + right[i])`
+    pub fn add_rounded(left: &mut [f32], right: &[f32]) {
+        for (left, right) in left.iter_mut().zip(right) {
+            *left = round(*left + right);
+        }
+    }
+
     /// Pairs neighbouring columns of a matrix, into rows without gaps. The last column of an odd number is paired with 0.
     pub fn pair_columns(from: &[f32], shape: MatrixShape, to: &mut [Bf16Pair]) {
         let MatrixShape { rows, columns, stride } = shape;

@@ -8,7 +8,9 @@
 //! What is said here of products of floats holds for pairs of bfloat16 numbers too ([`Element`]), whose product is a sum
 //! of two: the summed index goes through pairs.
 
+use super::bf16;
 use super::isa::{Isa, Kind};
+use super::precision::Precision;
 use super::products::{Element, Products, Vector};
 use super::simd::{Scalar, Simd};
 
@@ -75,6 +77,8 @@ pub(super) struct Block<'a, E> {
     pub columns: usize,
     pub start: Start,
     pub finish: Finish,
+    /// What the sums of several segments, and of their tree, are rounded to.
+    pub nodes: Precision,
 }
 
 /// Widths into which columns are cut for an instruction set, widest first. Whole vectors of `b` are read up to such a
@@ -300,8 +304,10 @@ unsafe fn sum_segments<P: Products, const R: usize, const V: usize>(
     subtrees: &mut [Sums; MAX_LEVELS + 1],
 ) {
     let one_stretch = block.is_one_stretch();
+    // A single segment may go on in another block.
+    let rounded = block.nodes == Precision::Bf16 && block.segments.len() > 1;
     let mut waiting = 0;
-    // SAFETY: `Sums` hold R * V vectors; operands are readable by the caller's promise; bases past the last segment
+    // SAFETY: `Sums` hold R * V vectors, which are stored before they are read; operands are readable by the caller's promise; bases past the last segment
     // are never read from.
     unsafe {
         let mut a = block.a;
@@ -317,7 +323,8 @@ unsafe fn sum_segments<P: Products, const R: usize, const V: usize>(
             products::<P, R, V>(&Block { a, b, ..*block }, rows, repeats_of_runs, depth_factor, &mut acc);
             a = a.wrapping_add(repeats * block.a_repeat);
             b = b.wrapping_add(repeats * block.b_repeat * block.b_stride);
-            for _ in 0..k.trailing_ones() {
+            let in_registers = if rounded { 0 } else { k.trailing_ones() };
+            for _ in 0..in_registers {
                 waiting -= 1;
                 let left = subtrees[waiting].as_mut_ptr();
                 for i in 0..R {
@@ -332,10 +339,34 @@ unsafe fn sum_segments<P: Products, const R: usize, const V: usize>(
                     P::Sums::store(sums.add((i * V + v) * P::Sums::LANES), acc[i][v]);
                 }
             }
+            if rounded {
+                let len = R * V * P::Sums::LANES;
+                let sums = std::slice::from_raw_parts_mut(sums, len);
+                for sum in &mut *sums {
+                    *sum = bf16::round(*sum);
+                }
+                for _ in 0..k.trailing_ones() {
+                    waiting -= 1;
+                    add_rounded(subtrees, waiting, len);
+                }
+            }
             waiting += 1;
             // Only a single segment starts from anything else.
             acc = [[P::Sums::splat(0.0); V]; R];
         }
+    }
+}
+
+/// Adds the subtree above `left` to it, and rounds.
+///
+/// # Safety
+/// `len` floats of both are initialised, and there are as many.
+#[inline(always)]
+unsafe fn add_rounded(subtrees: &mut [Sums], left: usize, len: usize) {
+    let [left, right] = [left, left + 1].map(|at| subtrees[at].as_mut_ptr());
+    for i in 0..len {
+        // SAFETY: the caller's promise.
+        unsafe { *left.add(i) = bf16::round(*left.add(i) + *right.add(i)) }
     }
 }
 
@@ -443,6 +474,7 @@ mod tests {
                     columns,
                     start: Start::Bias(bias.as_ptr()),
                     finish: Finish::Relu,
+                    nodes: Precision::F32,
                 };
                 // SAFETY: operands have as many rows and columns as the block says, and the machine has AVX-512 BF16.
                 unsafe { run(&block) };

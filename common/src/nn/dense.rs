@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::linear::parameter_range;
-use crate::kernel::Arithmetic;
 use crate::kernel::contraction::{
     After, Crew, CrewSize, Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient,
 };
+use crate::kernel::{Arithmetic, Precision};
 use crate::model::{Activation, LayerSpec, Layout, ResolvedLayer, ResolvedModel};
 
 /// A dense layer with the activation that follows it.
@@ -87,11 +87,11 @@ impl DenseLayer {
         operands: DenseOperands<'_>,
         crew: &mut Crew,
     ) {
-        let DenseOperands { input, delta } = operands;
+        let DenseOperands { input, delta, nodes } = operands;
         // The bias lies behind the kernel.
         let end = self.bias.as_ref().map_or(self.kernel.end, |bias| bias.end);
         let gradient = &mut gradient[self.kernel.start..end];
-        let operands = DenseWeightGradient { input, delta, gradient, accumulate };
+        let operands = DenseWeightGradient { input, delta, gradient, accumulate, nodes };
         self.plan.weight_gradient(leaves, operands, crew);
     }
 
@@ -113,4 +113,6 @@ impl DenseLayer {
 pub(super) struct DenseOperands<'a> {
     pub(super) input: &'a [f32],
     pub(super) delta: &'a [f32],
+    /// What the sums of several leaves are rounded to.
+    pub(super) nodes: Precision,
 }

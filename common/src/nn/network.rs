@@ -29,6 +29,8 @@ const MAX_DENSE_PASS_SAMPLES: usize = 512;
 pub struct Network {
     pub(super) isa: Isa,
     precision: Precision,
+    /// What the sums of leaves, and of their tree, are rounded to.
+    pub(super) nodes: Precision,
     pub(super) loss: Loss,
     pub(super) ops: Vec<Op>,
     /// The layers that `ops` belong to.
@@ -145,6 +147,7 @@ impl Network {
         Self {
             isa,
             precision,
+            nodes: Precision::F32,
             loss,
             encoder_ops,
             elements,
@@ -157,6 +160,16 @@ impl Network {
             ops,
             places,
         }
+    }
+
+    /// The same, with gradients of leaves and of tree nodes rounded to `nodes`.
+    pub fn with_nodes(self, nodes: Precision) -> Self {
+        Self { nodes, ..self }
+    }
+
+    /// How tree nodes are added.
+    pub(super) fn node_sums(&self) -> Arithmetic {
+        Arithmetic { isa: self.isa, precision: self.nodes }
     }
 
     /// Number of parameters.
@@ -331,7 +344,7 @@ impl Network {
             let trained_before = self.ops[..i].iter().any(Op::has_weights);
             match op {
                 Op::Dense(dense) => {
-                    let operands = DenseOperands { input: &values[i], delta };
+                    let operands = DenseOperands { input: &values[i], delta, nodes: self.nodes };
                     dense.weight_gradient(pass.leaves, !pass.first, gradient, operands, crew);
                     lap(Lap::WeightGradient(i));
                     if trained_before {

@@ -6,8 +6,7 @@ use std::sync::{Arc, Mutex};
 use super::network::{Network, Weights};
 use super::workspace::Workspace;
 use crate::kernel::contraction::MAX_LEAVES;
-use crate::kernel::elementwise;
-use crate::reduce::NodeId;
+use crate::reduce::{NodeId, add_nodes};
 use crate::shared_memory::{FloatBuffer, Region};
 
 /// The samples of leaves, for the threads that compute them.
@@ -169,7 +168,7 @@ fn subtree_in(
         subtree_in(network, weights, child, source, buffers, place)
     });
     network.in_stretches(&mut left.gradient, &right.gradient, |left, right| {
-        elementwise::add(network.isa(), left, right);
+        add_nodes(network.node_sums(), left, right);
     });
     buffers.recycle(right.gradient);
     NodeSum { loss: left.loss + right.loss, samples: left.samples + right.samples, gradient: left.gradient }

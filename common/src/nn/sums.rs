@@ -8,6 +8,7 @@ use super::network::{Network, Pass, Weights, WriteSample};
 use super::profile::Lap;
 use super::workspace::Workspace;
 use crate::kernel::contraction::MAX_LEAVES;
+use crate::kernel::{Precision, bf16};
 
 /// Fewer floats than this are not worth another thread: a few microseconds of one core.
 const MIN_SHARED_FLOATS: usize = 1 << 14;
@@ -58,6 +59,10 @@ impl Network {
             lap(Lap::Loss);
             self.backward(pass, weights, gradient, workspace, lap);
         });
+        // Several leaves are rounded, each by itself, where they are added.
+        if leaves.len() == 1 && self.nodes == Precision::Bf16 {
+            self.in_stretches(gradient, &[], |gradient, _| bf16::round_all(self.isa(), gradient));
+        }
         losses.tree(leaves.len(), self.elements[0])
     }
 

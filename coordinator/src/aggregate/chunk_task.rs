@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use lockstep_common::hash::{Digest, DigestBuilder};
-use lockstep_common::kernel::Isa;
-use lockstep_common::kernel::elementwise::{self, AdamSlices, AdamStep, SquareSum};
+use lockstep_common::kernel::elementwise::{AdamSlices, AdamStep, SquareSum};
+use lockstep_common::kernel::{Arithmetic, Isa};
 use lockstep_common::optim::adam::{self, Moments};
-use lockstep_common::reduce::{NodeId, Reduction};
+use lockstep_common::reduce::{NodeId, Reduction, add_nodes};
 use lockstep_common::shared_memory::FloatBuffer;
 
 /// How many parts' memory is kept for each chunk: as many as wait for their siblings when four workers send two nodes each.
@@ -96,17 +96,17 @@ pub(super) struct ChunkTask<'a> {
 
 impl ChunkTask<'_> {
     /// Adds the part; if the sum is complete then, takes it out and computes its sum of squares, while it is near the core.
-    pub(super) fn reduce(&mut self, isa: Isa, node: NodeId) {
+    pub(super) fn reduce(&mut self, sums: Arithmetic, node: NodeId) {
         let Chunk { sum, root, spare, sum_of_squares, .. } = &mut *self.chunk;
         let (Some(adding), Some(part)) = (sum.as_mut(), self.part.take()) else { return };
         adding.insert(node, part, |left, right| Part {
-            piece: add(isa, spare, left.piece, right.piece),
+            piece: add(sums, spare, left.piece, right.piece),
             loss: left.loss + right.loss,
         });
         let Some(complete) = adding.take_root() else { return };
         *sum = None;
         let mut squares = SquareSum::default();
-        squares.add(isa, complete.piece.values());
+        squares.add(sums.isa, complete.piece.values());
         *sum_of_squares = squares.total();
         *root = Some(complete);
     }
@@ -143,7 +143,7 @@ fn take_step(isa: Isa, step: AdamStep, slices: AdamSlices<'_>) -> Digest {
 }
 
 /// The sum of two siblings, in the memory of the left one if it is ours.
-fn add(isa: Isa, spare: &mut Vec<Vec<f32>>, left: Piece, right: Piece) -> Piece {
+fn add(sums: Arithmetic, spare: &mut Vec<Vec<f32>>, left: Piece, right: Piece) -> Piece {
     let mut sum = match left {
         Piece::Owned(values) => values,
         Piece::Shared(..) => {
@@ -153,7 +153,7 @@ fn add(isa: Isa, spare: &mut Vec<Vec<f32>>, left: Piece, right: Piece) -> Piece 
             values
         }
     };
-    elementwise::add(isa, &mut sum, right.values());
+    add_nodes(sums, &mut sum, right.values());
     recycle(spare, right);
     Piece::Owned(sum)
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use lockstep_common::kernel::Precision;
 use lockstep_common::protocol::{FromWorker, SharedMemory, ToWorker};
 use lockstep_common::shared_memory::{Access, FloatBuffer, Region, Slot};
 use lockstep_proto::convert::{Downward, ExchangeUp, Messages, parameter_slot, release_gradient};
@@ -81,7 +82,8 @@ impl Sharing {
                     format!("slot {slot} was handed in, which does not exist or was not released, of {GRADIENT_SLOTS}")
                 })?;
                 let gradient = Arc::new(FloatBuffer::Shared(slot));
-                Ok(Some(FromWorker::NodeWhole { round, node, gradient }))
+                // It lies there as 32-bit floats, whatever they were rounded to.
+                Ok(Some(FromWorker::NodeWhole { round, node, gradient, precision: Precision::F32 }))
             }
             ExchangeUp::Release(slot) => {
                 let lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner).remove(&slot);

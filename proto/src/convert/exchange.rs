@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use lockstep_common::kernel::Precision;
 use lockstep_common::protocol::{self, Finding, FromWorker, MAX_NAMED_SAMPLES, MemberId, NodeReport, ToWorker};
 use lockstep_common::reduce::NodeId;
 
 use super::session::out_of_order;
-use super::{At, at_most, digest, digest_bytes, micros, required};
-use crate::chunk::{at_most_a_chunk, checksum, float_count, to_bytes, to_floats, verify};
+use super::{At, WireEnum, at_most, digest, digest_bytes, micros, required};
+use crate::chunk::{at_most_a_chunk, checksum, float_count, from_halves, to_bytes, to_floats, verify};
 use crate::v1::{self, exchange_request, exchange_response};
 use crate::wire_error::{Fault, WireError};
 
@@ -117,8 +118,20 @@ pub(super) fn compared(report: &NodeReport) -> v1::ExchangeRequest {
 
 /// The message that carries a part of a node's gradient, given as little-endian floats.
 pub fn node_chunk(round: u64, node: NodeId, chunk: u32, data: Bytes) -> v1::ExchangeRequest {
+    node_chunk_in(Precision::F32, round, node, chunk, data)
+}
+
+/// The same, with data in a given precision.
+pub(super) fn node_chunk_in(
+    precision: Precision,
+    round: u64,
+    node: NodeId,
+    chunk: u32,
+    data: Bytes,
+) -> v1::ExchangeRequest {
     let checksum = checksum(&data);
-    let message = v1::NodeChunk { round, node: Some(node.into()), chunk, data, checksum };
+    let precision = v1::Precision::from(precision).into();
+    let message = v1::NodeChunk { round, node: Some(node.into()), chunk, data, checksum, precision };
     v1::ExchangeRequest { message: Some(exchange_request::Message::NodeChunk(message)) }
 }
 
@@ -147,11 +160,15 @@ impl TryFrom<v1::NodeChunk> for protocol::NodeChunk {
         const M: &str = "NodeChunk";
         at_most_a_chunk(&chunk.data).at(M, "data")?;
         verify(chunk.checksum, checksum(&chunk.data)).at(M, "checksum")?;
+        let data = match Precision::from_wire(chunk.precision).at(M, "precision")? {
+            Precision::F32 => to_floats(&chunk.data),
+            Precision::Bf16 => from_halves(&chunk.data),
+        };
         Ok(Self {
             round: chunk.round,
             node: required(M, "node", chunk.node)?,
             chunk: chunk.chunk,
-            data: to_floats(&chunk.data).at(M, "data")?,
+            data: data.at(M, "data")?,
         })
     }
 }

@@ -72,6 +72,7 @@ impl From<&Job> for v1::Job {
             sample_shape: Some((&job.sample_shape).into()),
             dtype: v1::Dtype::from(job.dtype).into(),
             compute: v1::Precision::from(job.compute).into(),
+            wire: v1::Precision::from(job.wire).into(),
         }
     }
 }
@@ -94,6 +95,7 @@ impl TryFrom<v1::Job> for Job {
             sample_shape,
             dtype: Dtype::from_wire(job.dtype).at(M, "dtype")?,
             compute: Precision::from_wire(job.compute).at(M, "compute")?,
+            wire: Precision::from_wire(job.wire).at(M, "wire")?,
         })
     }
 }

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use lockstep_common::kernel::Precision;
 use lockstep_common::protocol::{FromWorker, KeepList, ToWorker, chunks};
 use lockstep_common::shared_memory::FloatBuffer;
 
 use super::assignment::assign_messages;
 use super::clip;
-use super::exchange::{compared, node_chunk, parameter_chunk};
-use crate::chunk::{shared_to_bytes, to_bytes};
+use super::exchange::{compared, node_chunk_in, parameter_chunk};
+use crate::chunk::{shared_to_bytes, to_bytes, to_halves};
 use crate::limits::MAX_TEXT_BYTES;
 use crate::v1::{self, session_request, session_response};
 
@@ -37,9 +38,15 @@ impl From<FromWorker> for Upward {
             FromWorker::NodeChunk(chunk) => Self::Exchange(Box::new(std::iter::once((&chunk).into()))),
             FromWorker::Announce(report) => Self::Exchange(Box::new(std::iter::once((&report).into()))),
             // The last layers first: their gradients were ready first, and so are their chunks at the coordinator.
-            FromWorker::NodeWhole { round, node, gradient } => Self::Exchange(Box::new(
-                chunks(gradient.len()).rev().map(move |(i, range)| node_chunk(round, node, i, part(&gradient, range))),
-            )),
+            FromWorker::NodeWhole { round, node, gradient, precision } => {
+                Self::Exchange(Box::new(chunks(gradient.len()).rev().map(move |(i, range)| {
+                    let data = match precision {
+                        Precision::F32 => part(&gradient, range),
+                        Precision::Bf16 => to_halves(&gradient[range]),
+                    };
+                    node_chunk_in(precision, round, node, i, data)
+                })))
+            }
         }
     }
 }

@@ -146,19 +146,26 @@ pub fn job() -> impl Strategy<Value = Job> {
         any::<u32>(),
         shape(),
         prop_oneof![Just(Dtype::U8), Just(Dtype::F32)],
-        prop_oneof![Just(Precision::F32), Just(Precision::Bf16)],
+        (precision(), precision()),
     )
-        .prop_map(|(run, model, layout, loss, schedule, validation_samples, sample_shape, dtype, compute)| Job {
-            run,
-            model,
-            layout: LayoutHash(layout),
-            loss,
-            schedule,
-            validation_samples,
-            sample_shape,
-            dtype,
-            compute,
-        })
+        .prop_map(
+            |(run, model, layout, loss, schedule, validation_samples, sample_shape, dtype, (compute, wire))| Job {
+                run,
+                model,
+                layout: LayoutHash(layout),
+                loss,
+                schedule,
+                validation_samples,
+                sample_shape,
+                dtype,
+                compute,
+                wire,
+            },
+        )
+}
+
+pub fn precision() -> impl Strategy<Value = Precision> {
+    prop_oneof![Just(Precision::F32), Just(Precision::Bf16)]
 }
 
 pub fn join() -> impl Strategy<Value = JoinRequest> {
@@ -210,6 +217,7 @@ pub fn small_job(shards: u32, samples: u32, batch_size: u32, side: usize) -> Job
         sample_shape: Shape::new([side, side]),
         dtype: Dtype::U8,
         compute: Precision::F32,
+        wire: Precision::F32,
     }
 }
 

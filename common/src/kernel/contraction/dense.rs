@@ -104,8 +104,7 @@ impl Dense {
         let pack = |panel: &Panel, packed: &mut [f32]| {
             elementwise::copy_columns(self.isa, weights, outputs, panel.start, panel.columns, packed, panel.width);
         };
-        let sums =
-            Sums { rows, depth: inputs, run_depth: inputs, segments: &[1], a_step: 1, bias, accumulate: false, after };
+        let sums = Sums { bias, after, ..Sums::in_one(rows, inputs) };
         self.forward.multiply(sums, First::Rows(input), &pack, output, crew);
     }
 
@@ -125,16 +124,7 @@ impl Dense {
             let shape = MatrixShape::dense(panel.columns, outputs);
             transpose(self.isa, &weights[panel.start * outputs..], shape, packed, panel.width);
         };
-        let sums = Sums {
-            rows,
-            depth: outputs,
-            run_depth: outputs,
-            segments: &[1],
-            a_step: 1,
-            bias: None,
-            accumulate: false,
-            after,
-        };
+        let sums = Sums { after, ..Sums::in_one(rows, outputs) };
         self.input_gradient.multiply(sums, First::Rows(delta), &pack, input_gradient, crew);
     }
 
@@ -147,23 +137,22 @@ impl Dense {
     pub fn weight_gradient(&self, leaves: &[usize], operands: DenseWeightGradient<'_>, crew: &mut Crew) {
         let DenseShape { pixels, inputs, outputs } = self.shape;
         let depth = self.rows(leaves.iter().sum());
-        let DenseWeightGradient { input, delta, gradient, accumulate } = operands;
+        let DenseWeightGradient { input, delta, gradient, accumulate, nodes } = operands;
         assert!(leaves.len().is_power_of_two() && leaves.len() <= MAX_SEGMENTS, "{} leaves", leaves.len());
         assert!(!accumulate || leaves.len() == 1, "a tree of leaves starts from 0");
         assert!(input.len() >= depth * inputs && delta.len() >= depth * outputs, "operands too short");
         let rows = gradient.len() / outputs;
         assert!(gradient.len() == rows * outputs && (inputs..=inputs + 1).contains(&rows), "gradient of the plan");
         if self.precision == Precision::Bf16 {
-            let operands = DenseWeightGradient { input, delta, gradient, accumulate };
+            let operands = DenseWeightGradient { input, delta, gradient, accumulate, nodes };
             return self.weight_gradient_of_pairs(leaves, operands, crew);
         }
         let pack = |panel: &Panel, packed: &mut [f32]| {
             let delta = &delta[..depth * outputs];
             elementwise::copy_columns(self.isa, delta, outputs, panel.start, panel.columns, packed, panel.width);
         };
-        let after = After::Keep;
         let sums =
-            Sums { rows, depth, run_depth: pixels, segments: leaves, a_step: GROUP, bias: None, accumulate, after };
+            Sums { run_depth: pixels, segments: leaves, nodes, a_step: GROUP, accumulate, ..Sums::in_one(rows, depth) };
         let group = |group: usize, to: &mut [f32]| self.group_input(&input[..depth * inputs], group, depth, to);
         self.weight_gradient.multiply(sums, First::Columns(&group), &pack, gradient, crew);
     }
@@ -222,4 +211,6 @@ pub struct DenseWeightGradient<'a> {
     pub gradient: &'a mut [f32],
     /// Whether `gradient` is added to or overwritten.
     pub accumulate: bool,
+    /// What the sums of leaves, and of their tree, are rounded to, if there are several of them.
+    pub nodes: Precision,
 }

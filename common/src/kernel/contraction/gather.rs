@@ -7,6 +7,7 @@ use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
 use crate::kernel::lists::Lists;
 use crate::kernel::microkernel::{self, Block, Finish, Row, Run, Start};
+use crate::kernel::precision::Precision;
 use crate::kernel::products::Element;
 use crate::kernel::transpose::{MatrixShape, transpose};
 
@@ -286,6 +287,7 @@ fn block<'a, E>(
         columns: panel.columns,
         start: Start::Zero,
         finish: Finish::Keep,
+        nodes: Precision::F32,
     }
 }
 

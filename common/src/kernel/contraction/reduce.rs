@@ -6,6 +6,7 @@ use super::{ChannelCounts, Panel, PixelRelation, SLACK, index, panels, pixels, p
 use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
 use crate::kernel::microkernel::{self, Block, Finish, Row, Run, Start, panel_width, panel_widths};
+use crate::kernel::precision::Precision;
 use crate::kernel::products::Element;
 use crate::model::Pair;
 
@@ -128,6 +129,7 @@ impl Reduce {
                     columns: panel.columns,
                     start: if accumulate { Start::Accumulate } else { Start::Zero },
                     finish: Finish::Keep,
+                    nodes: Precision::F32,
                 };
                 debug_assert!(panel_width(self.isa, panel.columns) <= SLACK);
                 // SAFETY: rows and runs were checked against one sample's sizes when the plan was made, and the lengths

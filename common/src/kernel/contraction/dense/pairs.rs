@@ -12,7 +12,7 @@ use super::product::{First, GROUP, Sums};
 use super::{Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient};
 use crate::kernel::AlignedFloats;
 use crate::kernel::bf16::{self, Bf16Pair, RowPairs};
-use crate::kernel::contraction::{After, Crew, Panel, SLACK};
+use crate::kernel::contraction::{Crew, Panel, SLACK};
 use crate::kernel::microkernel::MAX_SEGMENTS;
 use crate::kernel::transpose::{MatrixShape, transpose};
 
@@ -30,7 +30,7 @@ impl Dense {
             let shape = RowPairs { columns: outputs, start: panel.start, count: panel.columns, distance: 1 };
             bf16::pair_rows(self.isa, weights, shape, packed, panel.width);
         };
-        let sums = Sums { rows, depth, run_depth: depth, segments: &[1], a_step: 1, bias, accumulate: false, after };
+        let sums = Sums { bias, after, ..Sums::in_one(rows, depth) };
         self.with_pairs(&input[..rows * inputs], inputs, crew, |pairs, crew| {
             self.forward.multiply(sums, First::Rows(pairs), &pack, output, crew);
         });
@@ -52,8 +52,7 @@ impl Dense {
                 transpose(self.isa, cast_slice(block), pairs, to, panel.width);
             }
         };
-        let sums =
-            Sums { rows, depth, run_depth: depth, segments: &[1], a_step: 1, bias: None, accumulate: false, after };
+        let sums = Sums { after, ..Sums::in_one(rows, depth) };
         self.with_pairs(&delta[..rows * outputs], outputs, crew, |pairs, crew| {
             self.input_gradient.multiply(sums, First::Rows(pairs), &pack, input_gradient, crew);
         });
@@ -65,7 +64,7 @@ impl Dense {
         operands: DenseWeightGradient<'_>,
         crew: &mut Crew,
     ) {
-        let DenseWeightGradient { input, delta, gradient, accumulate } = operands;
+        let DenseWeightGradient { input, delta, gradient, accumulate, nodes } = operands;
         let DenseShape { pixels, inputs, outputs } = self.shape;
         let mut segments = [0; MAX_SEGMENTS];
         segments.iter_mut().zip(leaves).for_each(|(pairs, samples)| *pairs = samples.div_ceil(2));
@@ -95,14 +94,12 @@ impl Dense {
             }
         };
         let sums = Sums {
-            rows: gradient.len() / outputs,
-            depth,
             run_depth: pixels,
             segments,
+            nodes,
             a_step: GROUP,
-            bias: None,
             accumulate,
-            after: After::Keep,
+            ..Sums::in_one(gradient.len() / outputs, depth)
         };
         self.weight_gradient.multiply(sums, First::Columns(&group), &pack, gradient, crew);
     }

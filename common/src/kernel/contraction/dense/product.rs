@@ -4,6 +4,7 @@ use crate::kernel::contraction::crew::{Crew, Desk};
 use crate::kernel::contraction::{After, Panel, SLACK, index, panels};
 use crate::kernel::isa::Isa;
 use crate::kernel::microkernel::{self, Block, Finish, Row, Run, Start};
+use crate::kernel::precision::Precision;
 use crate::kernel::products::Element;
 
 /// Fewer products than this are not worth another thread: about 10 us of one core.
@@ -50,7 +51,7 @@ impl Product {
         output: &mut [f32],
         crew: &mut Crew,
     ) {
-        let Sums { rows, depth, run_depth, segments, a_step, bias, accumulate, after } = sums;
+        let Sums { rows, depth, run_depth, segments, nodes, a_step, bias, accumulate, after } = sums;
         let (rows, columns) = (&self.rows[..rows], self.panels.iter().map(|panel| panel.columns).sum::<usize>());
         let Some(last) = rows.last() else { return };
         let operand_len = last.a as usize + depth.saturating_sub(1) * a_step + 1;
@@ -110,6 +111,7 @@ impl Product {
                     After::Relu => Finish::Relu,
                     After::Gate(gate) => Finish::Gate(gate[panel.start..].as_ptr()),
                 },
+                nodes,
             };
             debug_assert!(panel.width <= SLACK);
             // SAFETY: the lengths of `a`, `output` and the gate were checked above for the last row, and rows ascend;
@@ -148,11 +150,30 @@ pub(super) struct Sums<'a> {
     /// Products of one repeat of a segment.
     pub(super) run_depth: usize,
     pub(super) segments: &'a [usize],
+    /// What the sums of several segments are rounded to.
+    pub(super) nodes: Precision,
     /// From one element of a row's operand to the next.
     pub(super) a_step: usize,
     pub(super) bias: Option<&'a [f32]>,
     pub(super) accumulate: bool,
     pub(super) after: After<'a>,
+}
+
+impl Sums<'_> {
+    /// Each of `depth` products in one run, for `rows` rows.
+    pub(super) fn in_one(rows: usize, depth: usize) -> Self {
+        Self {
+            rows,
+            depth,
+            run_depth: depth,
+            segments: &[1],
+            nodes: Precision::F32,
+            a_step: 1,
+            bias: None,
+            accumulate: false,
+            after: After::Keep,
+        }
+    }
 }
 
 /// Rows of a unit of work, so that there are enough units for all threads to be done at the same time.
