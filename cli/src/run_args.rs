@@ -77,8 +77,8 @@ pub(crate) struct RunArgs {
     /// Sums and parameters stay f32. Faster where AVX-512 multiplies bfloat16 at twice the speed; another result
     #[arg(long, value_name = "PRECISION")]
     compute: Option<Precision>,
-    /// What workers send of gradients: f32, or bf16, which is half as much. Every node of the reduction tree is rounded to it;
-    /// another result
+    /// What travels between hosts: f32, or bf16, which is half as much. Every node of the reduction tree, and the parameters
+    /// that workers compute with, are rounded to it; another result
     #[arg(long, value_name = "PRECISION")]
     wire: Option<Precision>,
     /// mse or binary_crossentropy

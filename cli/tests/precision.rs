@@ -5,7 +5,8 @@ mod support;
 use support::{CONV, Place};
 
 /// Scenario: a small convolutional model is trained on the bundled images, in 32-bit floats from five seeds, and from one
-/// of them in bfloat16, or with nodes that are bfloat16 numbers, or both. Property: what rounding changes in the losses is less than what another seed changes.
+/// of them in bfloat16, or with a wire in bfloat16, or both. Property: what rounding changes in the losses is less than
+/// what another seed changes.
 #[test]
 fn losses_in_bfloat16_are_within_the_spread_of_seeds() {
     const ROUNDS: u32 = 120;

@@ -48,7 +48,7 @@ pub struct Header {
     /// What the operands of product-sums were rounded to; not written for 32-bit floats.
     #[serde(default, skip_serializing_if = "is_f32")]
     pub compute: Precision,
-    /// What the gradients of tree nodes were rounded to; not written for 32-bit floats.
+    /// What the gradients of tree nodes, and the parameters of workers, were rounded to; not written for 32-bit floats.
     #[serde(default, skip_serializing_if = "is_f32")]
     pub wire: Precision,
     /// Layout of the parameters.

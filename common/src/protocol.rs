@@ -3,6 +3,8 @@
 //! The crate `lockstep-proto` turns these values into protobuf messages and back; a worker inside the coordinator's
 //! process gets them as they are. `docs/protocol.md` shows a session.
 
+mod chunks;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::Dtype;
 use crate::fingerprint::Fingerprints;
-use crate::hash::{Digest, DigestBuilder};
+use crate::hash::Digest;
 use crate::kernel::Precision;
 use crate::model::{LayoutHash, ModelSpec};
 use crate::nn::Loss;
@@ -20,14 +22,7 @@ use crate::shape::Shape;
 use crate::shard::Schedule;
 use crate::shared_memory::{FloatBuffer, Offer};
 
-/// Floats in a chunk of a tensor: 1 MiB. A constant of the mathematics too: the parameter digest of a round is made of
-/// the digests of its chunks.
-pub const CHUNK_FLOATS: usize = 1 << 18;
-
-/// The chunks of a vector of `floats` floats: index and range of each, first to last.
-pub fn chunks(floats: usize) -> impl DoubleEndedIterator<Item = (u32, std::ops::Range<usize>)> + Clone {
-    (0..floats.div_ceil(CHUNK_FLOATS)).map(move |i| (i as u32, i * CHUNK_FLOATS..((i + 1) * CHUNK_FLOATS).min(floats)))
-}
+pub use chunks::{CHUNK_FLOATS, chunks, combine_chunk_digests, parameters_digest};
 
 /// One join of a worker: which worker, and which of its joins. Messages of an earlier incarnation are void.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -186,7 +181,7 @@ pub struct Job {
     pub dtype: Dtype,
     /// What the operands of product-sums are rounded to.
     pub compute: Precision,
-    /// What the gradients of tree nodes are rounded to.
+    /// What the gradients of tree nodes, and the parameters that workers compute with, are rounded to.
     pub wire: Precision,
 }
 
@@ -336,8 +331,10 @@ pub enum ToWorker {
         version: u64,
         /// Which chunk of the layout.
         chunk: u32,
-        /// Little-endian floats.
+        /// Little-endian floats, or what of them travels in this precision.
         data: Bytes,
+        /// How data holds the floats.
+        precision: Precision,
     },
     /// A whole version of the parameters: as it is for a worker in the same process, by its place for one that shares
     /// the memory that it lies in, and in chunks for others.
@@ -346,6 +343,8 @@ pub enum ToWorker {
         version: u64,
         /// The flat vector.
         values: Arc<FloatBuffer>,
+        /// What it is rounded to if it travels.
+        precision: Precision,
     },
     /// The worker is out; it may join again.
     Evicted {
@@ -439,16 +438,4 @@ pub enum Refusal {
         /// How.
         reason: String,
     },
-}
-
-/// The digest of a version of the parameters: of its chunks' digests, so that it can be made chunk by chunk.
-pub fn parameters_digest(parameters: &[f32]) -> Digest {
-    combine_chunk_digests(chunks(parameters.len()).map(|(_, range)| Digest::of_floats(&parameters[range])))
-}
-
-/// See [`parameters_digest`].
-pub fn combine_chunk_digests(chunks: impl Iterator<Item = Digest>) -> Digest {
-    let mut digest = DigestBuilder::default();
-    chunks.for_each(|chunk| digest.bytes(&chunk.0.to_le_bytes()));
-    digest.finish()
 }

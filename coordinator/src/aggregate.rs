@@ -16,15 +16,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lockstep_common::hash::Digest;
-use lockstep_common::kernel::Arithmetic;
 use lockstep_common::kernel::elementwise::AdamStep;
+use lockstep_common::kernel::{Arithmetic, Precision};
 use lockstep_common::optim::Adam;
 use lockstep_common::optim::adam::Moments;
 use lockstep_common::progress::Aggregation;
 use lockstep_common::protocol::{CHUNK_FLOATS, MemberId, NodeChunk, chunks, combine_chunk_digests, parameters_digest};
 use lockstep_common::reduce::{NodeId, Reduction, Tree};
 use lockstep_common::shared_memory::{FloatBuffer, Region};
-use lockstep_proto::chunk::to_bytes;
+use lockstep_proto::chunk::{to_bytes, to_halves};
 use rayon::prelude::*;
 use tokio::sync::mpsc;
 use tracing::debug;
@@ -236,7 +236,7 @@ impl Aggregator {
         let done = !complete.is_empty() && all == self.chunks.len();
         if broadcast && stage == Stage::Sound {
             for chunk in complete {
-                self.send(updated(number + 1, chunk, &next))?;
+                self.send(updated(number + 1, chunk, &next, self.sums.precision))?;
             }
         }
         match (done, stage) {
@@ -336,7 +336,7 @@ impl Aggregator {
             let (reported, others): (Vec<usize>, Vec<usize>) =
                 (0..self.chunks.len()).partition(|&chunk| self.chunks[chunk].stepped_early);
             for chunk in reported.into_iter().chain(others) {
-                self.send(updated(number + 1, chunk, &self.parameters))?;
+                self.send(updated(number + 1, chunk, &self.parameters, self.sums.precision))?;
             }
         }
         self.send(FromAggregator::Skipped { version: self.version, parameters: self.parameters.clone() })
@@ -380,10 +380,14 @@ impl Aggregator {
 }
 
 /// The report that a chunk of a version is made.
-fn updated(version: u64, chunk: usize, parameters: &[f32]) -> FromAggregator {
+fn updated(version: u64, chunk: usize, parameters: &[f32], precision: Precision) -> FromAggregator {
     let start = chunk * CHUNK_FLOATS;
-    let data = to_bytes(&parameters[start..(start + CHUNK_FLOATS).min(parameters.len())]);
-    FromAggregator::Updated { version, chunk: chunk as u32, data }
+    let values = &parameters[start..(start + CHUNK_FLOATS).min(parameters.len())];
+    let data = match precision {
+        Precision::F32 => to_bytes(values),
+        Precision::Bf16 => to_halves(values),
+    };
+    FromAggregator::Updated { version, chunk: chunk as u32, data, precision }
 }
 
 fn in_parallel<'a>(
@@ -402,7 +406,7 @@ struct Closed;
 
 #[cfg(test)]
 mod tests {
-    use lockstep_common::kernel::{Isa, Precision};
+    use lockstep_common::kernel::Isa;
     use lockstep_common::protocol::Bytes;
 
     use super::*;
@@ -557,7 +561,7 @@ mod tests {
         let chunks = |reports: &[FromAggregator]| -> Vec<(u32, bool)> {
             let old = |data: &Bytes| data.chunks(4).all(|value| value == 1f32.to_le_bytes());
             let chunk = |report: &FromAggregator| match report {
-                FromAggregator::Updated { version: 1, chunk, data } => Some((*chunk, old(data))),
+                FromAggregator::Updated { version: 1, chunk, data, .. } => Some((*chunk, old(data))),
                 _ => None,
             };
             reports.iter().filter_map(chunk).collect()

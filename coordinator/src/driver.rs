@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lockstep_common::checkpoint::{Shown, Standing, State};
 use lockstep_common::config::RunSpec;
+use lockstep_common::kernel::Precision;
 use lockstep_common::ledger::Record;
 use lockstep_common::placement::PlacedData;
 use lockstep_common::progress::{Event as Progressed, RunState, RunStatus, TimedEvent, Transport, WorkerStatus};
@@ -61,6 +62,8 @@ pub(crate) struct Driver {
     pub(crate) aggregator: mpsc::Sender<ToAggregator>,
     pub(crate) journal: Journal,
     pub(crate) hub: Arc<Hub>,
+    /// What parameters are rounded to when they travel.
+    pub(crate) wire: Precision,
     /// The parameters after the last committed round.
     pub(crate) parameters: Arc<FloatBuffer>,
     /// The parameters that a round has made and that become current with its commit.
@@ -185,12 +188,12 @@ impl Driver {
             FromAggregator::Arrived { member, round, node } => {
                 self.step(Event::Arrived { member, work: Work::Gradient { round }, node }).await;
             }
-            FromAggregator::Updated { version, chunk, data } => {
+            FromAggregator::Updated { version, chunk, data, precision } => {
                 let receivers: Vec<MemberId> = self.machine.receivers().collect();
                 for member in receivers {
                     if self.takes_chunks(member) {
                         let data = data.clone();
-                        self.send(member, ToWorker::ParameterChunk { version, chunk, data }).await;
+                        self.send(member, ToWorker::ParameterChunk { version, chunk, data, precision }).await;
                     }
                 }
             }
@@ -215,7 +218,8 @@ impl Driver {
         let receivers: Vec<MemberId> = self.machine.receivers().collect();
         for member in receivers {
             if !self.takes_chunks(member) {
-                self.send(member, ToWorker::Parameters { version, values: parameters.clone() }).await;
+                let (values, precision) = (parameters.clone(), self.wire);
+                self.send(member, ToWorker::Parameters { version, values, precision }).await;
             }
         }
     }
@@ -332,7 +336,7 @@ impl Driver {
 
     async fn send_parameters(&mut self, member: MemberId, version: u64) {
         let values = self.parameters.clone();
-        self.send(member, ToWorker::Parameters { version, values }).await;
+        self.send(member, ToWorker::Parameters { version, values, precision: self.wire }).await;
     }
 
     /// Whether a member gets new parameters chunk by chunk.

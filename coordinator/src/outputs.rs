@@ -52,7 +52,7 @@ pub struct Summary {
     /// What the operands of product-sums were rounded to.
     #[serde(default)]
     pub compute: Precision,
-    /// What the gradients of tree nodes were rounded to.
+    /// What the gradients of tree nodes, and the parameters of workers, were rounded to.
     #[serde(default)]
     pub wire: Precision,
     /// Name of the model.

@@ -247,6 +247,7 @@ impl Coordinator {
             aggregator: to_aggregator,
             journal,
             hub,
+            wire: spec.precision.wire,
             parameters,
             made: None,
             expected: ExpectedSamples::new(spec.schedule, spec.validation_samples),

@@ -89,12 +89,14 @@ pub fn chunks(data: &[u8]) {
     for (version, message) in frames(data) {
         let (chunk, floats) = message.split_at(message.len().min(1));
         let chunk = chunk.first().map_or(0, |&chunk| u32::from(chunk));
+        let (precision, bytes) = if chunk & 0x40 != 0 { (Precision::Bf16, 2) } else { (Precision::F32, 4) };
         // A chunk of the right length now and then: a whole version must come of it.
         let mut floats = floats.to_vec();
         if chunk & 0x80 != 0 {
-            floats.resize(engine_floats() * 4, 0);
+            floats.resize(engine_floats() * bytes, 0);
         }
-        let command = Command::Chunk { version: version.into(), chunk: chunk & 0x7f, data: Bytes::from(floats) };
+        let data = Bytes::from(floats);
+        let command = Command::Chunk { version: version.into(), chunk: chunk & 0x3f, data, precision };
         engine.handle(command, &|_| {});
     }
 }

@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lockstep_common::protocol::Samples;
+use lockstep_common::kernel::{Isa, Precision, bf16};
+use lockstep_common::protocol::{CHUNK_FLOATS, Samples};
 use lockstep_common::shared_memory::FloatBuffer;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -37,9 +38,13 @@ pub fn to_bytes(values: &[f32]) -> Bytes {
     }
 }
 
-/// Floats that are bfloat16 numbers as bytes: two for each, its upper half. What is below is lost.
+/// Floats as bytes, rounded to bfloat16 numbers: two for each, its upper half.
 pub fn to_halves(values: &[f32]) -> Bytes {
-    let halves: Vec<u16> = values.iter().map(|value| ((value.to_bits() >> 16) as u16).to_le()).collect();
+    let mut halves = vec![0; values.len()];
+    bf16::round_to_halves(Isa::best(), values, &mut halves);
+    if cfg!(target_endian = "big") {
+        halves.iter_mut().for_each(|half| *half = half.to_le());
+    }
     Bytes::from_owner(Halves(halves))
 }
 
@@ -58,48 +63,44 @@ pub(crate) fn from_samples(samples: &Arc<Samples>) -> Bytes {
     Bytes::from_owner(Elements(Arc::clone(samples)))
 }
 
-/// Bytes as floats: one copy.
+/// Bytes that hold numbers in a precision, as floats: one copy.
 ///
 /// # Errors
-/// [`Fault`] when `data` is longer than a chunk or no whole number of floats.
-pub fn to_floats(data: &[u8]) -> Result<Vec<f32>, Fault> {
-    let mut values = vec![0.0; float_count(data)?];
-    copy(data, &mut values);
+/// [`Fault`] when `data` is longer than a chunk or no whole number of numbers.
+pub fn to_floats(data: &[u8], precision: Precision) -> Result<Vec<f32>, Fault> {
+    let mut values = vec![0.0; number_count(data, precision)?];
+    copy(data, precision, &mut values);
     Ok(values)
 }
 
-/// bfloat16 numbers as floats: one copy.
+/// Copies bytes that hold numbers in a precision over floats, for receivers who know where the chunk belongs.
 ///
 /// # Errors
-/// [`Fault`] when `data` holds more numbers than a chunk, or no whole number of them.
-pub fn from_halves(data: &[u8]) -> Result<Vec<f32>, Fault> {
-    at_most(data, CHUNK_BYTES / 2)?;
-    let (halves, rest) = data.as_chunks::<2>();
-    if !rest.is_empty() {
-        return Err(Fault::Ragged { bytes: data.len(), multiple: 2 });
+/// [`Fault`] when `data` is longer than a chunk, no whole number of numbers, or another number than `values` has.
+pub fn copy_into(data: &[u8], precision: Precision, values: &mut [f32]) -> Result<(), Fault> {
+    let numbers = number_count(data, precision)?;
+    if numbers != values.len() {
+        return Err(Fault::Count { things: "floats", expected: values.len() as u64, got: numbers as u64 });
     }
-    Ok(halves.iter().map(|half| f32::from_bits(u32::from(u16::from_le_bytes(*half)) << 16)).collect())
-}
-
-/// Copies bytes over floats, for receivers who know where the chunk belongs.
-///
-/// # Errors
-/// [`Fault`] when `data` is longer than a chunk, no whole number of floats, or another number than `values` has.
-pub fn copy_into(data: &[u8], values: &mut [f32]) -> Result<(), Fault> {
-    let floats = float_count(data)?;
-    if floats != values.len() {
-        return Err(Fault::Count { things: "floats", expected: values.len() as u64, got: floats as u64 });
-    }
-    copy(data, values);
+    copy(data, precision, values);
     Ok(())
 }
 
-/// The number of floats in a chunk's data.
-pub(crate) fn float_count(data: &[u8]) -> Result<usize, Fault> {
-    at_most_a_chunk(data)?;
-    match data.len() % size_of::<f32>() {
-        0 => Ok(data.len() / size_of::<f32>()),
-        _ => Err(Fault::Ragged { bytes: data.len(), multiple: size_of::<f32>() }),
+/// How many numbers a chunk's data holds.
+pub(crate) fn number_count(data: &[u8], precision: Precision) -> Result<usize, Fault> {
+    let bytes = bytes_of(precision);
+    at_most(data, CHUNK_FLOATS * bytes)?;
+    match data.len() % bytes {
+        0 => Ok(data.len() / bytes),
+        _ => Err(Fault::Ragged { bytes: data.len(), multiple: bytes }),
+    }
+}
+
+/// Bytes of a number that travels.
+fn bytes_of(precision: Precision) -> usize {
+    match precision {
+        Precision::F32 => size_of::<f32>(),
+        Precision::Bf16 => size_of::<u16>(),
     }
 }
 
@@ -118,13 +119,19 @@ pub(crate) fn verify(stated: u64, computed: u64) -> Result<(), Fault> {
     if stated == computed { Ok(()) } else { Err(Fault::Checksum { stated, computed }) }
 }
 
-/// `data` has four times as many bytes as `values` has floats.
-fn copy(data: &[u8], values: &mut [f32]) {
-    if cfg!(target_endian = "little") {
-        bytemuck::cast_slice_mut(values).copy_from_slice(data);
-    } else {
-        for (value, bytes) in values.iter_mut().zip(data.as_chunks().0) {
-            *value = f32::from_le_bytes(*bytes);
+/// `data` holds as many numbers as `values`.
+fn copy(data: &[u8], precision: Precision, values: &mut [f32]) {
+    match precision {
+        Precision::F32 if cfg!(target_endian = "little") => bytemuck::cast_slice_mut(values).copy_from_slice(data),
+        Precision::F32 => {
+            for (value, bytes) in values.iter_mut().zip(data.as_chunks().0) {
+                *value = f32::from_le_bytes(*bytes);
+            }
+        }
+        Precision::Bf16 => {
+            for (value, half) in values.iter_mut().zip(data.as_chunks().0) {
+                *value = f32::from_bits(u32::from(u16::from_le_bytes(*half)) << 16);
+            }
         }
     }
 }
@@ -163,11 +170,11 @@ mod tests {
         let bytes = to_bytes(&values);
         assert_eq!(&bytes[..4], [0, 0, 0x80, 0x3f]);
         let bits = |floats: &[f32]| floats.iter().map(|f| f.to_bits()).collect::<Vec<u32>>();
-        assert_eq!(bits(&to_floats(&bytes).unwrap()), bits(&values));
+        assert_eq!(bits(&to_floats(&bytes, Precision::F32).unwrap()), bits(&values));
         // An odd start address, as inside a received message.
         let mut shifted = vec![0u8];
         shifted.extend_from_slice(&bytes);
-        assert_eq!(bits(&to_floats(&shifted[1..]).unwrap()), bits(&values));
+        assert_eq!(bits(&to_floats(&shifted[1..], Precision::F32).unwrap()), bits(&values));
         let shared = Arc::new(values.into());
         assert_eq!(shared_to_bytes(&shared, 1..3).unwrap(), bytes.slice(4..12));
         assert!(shared_to_bytes(&shared, 1..5).is_none());
@@ -175,25 +182,36 @@ mod tests {
 
     #[test]
     fn bfloat16_numbers_keep_their_bits_in_half_the_bytes() {
-        let values = [1.0, -0.0, f32::INFINITY, -3.0e-39, f32::from_bits(0x7fc1_0000)];
+        let values = [1.0, -2.5, 0.0, f32::INFINITY, f32::from_bits(0x7fc1_0000), 1.0 + 1.0 / 512.0];
         let bytes = to_halves(&values);
-        assert_eq!(&bytes[..4], [0x80, 0x3f, 0x00, 0x80]);
-        let bits = |floats: &[f32]| floats.iter().map(|f| f.to_bits() & 0xffff_0000).collect::<Vec<u32>>();
-        assert_eq!(bits(&from_halves(&bytes).unwrap()), bits(&values));
-        assert_eq!(from_halves(&[0; 3]).unwrap_err(), Fault::Ragged { bytes: 3, multiple: 2 });
-        let long = vec![0; CHUNK_BYTES / 2 + 2];
-        assert!(matches!(from_halves(&long).unwrap_err(), Fault::TooLarge { value: 524_290, limit: 524_288, .. }));
+        assert_eq!(&bytes[..4], [0x80, 0x3f, 0x20, 0xc0]);
+        let bits = |floats: &[f32]| floats.iter().map(|f| f.to_bits()).collect::<Vec<u32>>();
+        let rounded = values.map(bf16::round);
+        assert_eq!((bits(&values[..5]), 1.0), (bits(&rounded[..5]), rounded[5]));
+        assert_eq!(bits(&to_floats(&bytes, Precision::Bf16).unwrap()), bits(&rounded));
+        let mut six = [7.0; 6];
+        copy_into(&bytes, Precision::Bf16, &mut six).unwrap();
+        assert_eq!(bits(&six), bits(&rounded));
+        assert_eq!(to_floats(&[0; 3], Precision::Bf16).unwrap_err(), Fault::Ragged { bytes: 3, multiple: 2 });
+        let long = to_floats(&vec![0; CHUNK_BYTES / 2 + 2], Precision::Bf16);
+        assert!(matches!(long.unwrap_err(), Fault::TooLarge { value: 524_290, limit: 524_288, .. }));
     }
 
     #[test]
     fn lengths_are_checked_before_memory_is_taken() {
-        assert_eq!(to_floats(&[0; 7]).unwrap_err(), Fault::Ragged { bytes: 7, multiple: 4 });
+        assert_eq!(to_floats(&[0; 7], Precision::F32).unwrap_err(), Fault::Ragged { bytes: 7, multiple: 4 });
         let long = vec![0; CHUNK_BYTES + 4];
-        assert!(matches!(to_floats(&long).unwrap_err(), Fault::TooLarge { value: 1_048_580, limit: 1_048_576, .. }));
-        assert!(to_floats(&[]).unwrap().is_empty());
+        assert!(matches!(
+            to_floats(&long, Precision::F32).unwrap_err(),
+            Fault::TooLarge { value: 1_048_580, limit: 1_048_576, .. }
+        ));
+        assert!(to_floats(&[], Precision::F32).unwrap().is_empty());
         let mut two = [0.0; 2];
-        assert_eq!(copy_into(&[0; 4], &mut two).unwrap_err(), Fault::Count { things: "floats", expected: 2, got: 1 });
-        copy_into(&[0, 0, 128, 63, 0, 0, 0, 64], &mut two).unwrap();
+        assert_eq!(
+            copy_into(&[0; 4], Precision::F32, &mut two).unwrap_err(),
+            Fault::Count { things: "floats", expected: 2, got: 1 }
+        );
+        copy_into(&[0, 0, 128, 63, 0, 0, 0, 64], Precision::F32, &mut two).unwrap();
         assert_eq!(two, [1.0, 2.0]);
     }
 }

@@ -144,9 +144,9 @@ async fn a_worker_and_a_coordinator() {
     let mut parameters = vec![0.0; gradient.len()];
     while let Some(response) = responses.message().await.unwrap() {
         let down = ExchangeDown::try_from(response).unwrap();
-        let ExchangeDown::Message(ToWorker::ParameterChunk { version: 7, chunk, data }) = down else { panic!() };
+        let ExchangeDown::Message(ToWorker::ParameterChunk { version: 7, chunk, data, .. }) = down else { panic!() };
         let part = parameters.chunks_mut(CHUNK_FLOATS).nth(chunk as usize).unwrap();
-        lockstep_proto::chunk::copy_into(&data, part).unwrap();
+        lockstep_proto::chunk::copy_into(&data, Precision::F32, part).unwrap();
     }
     assert_eq!(parameters, **gradient);
 

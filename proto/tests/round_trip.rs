@@ -119,9 +119,10 @@ proptest! {
     }
 
     #[test]
-    fn parameter_chunks(version: u64, chunk: u32, floats in floats()) {
-        let data = chunk::to_bytes(&floats);
-        let message = ToWorker::ParameterChunk { version, chunk, data };
+    fn parameter_chunks(version: u64, chunk: u32, floats in floats(), halved: bool) {
+        let precision = if halved { Precision::Bf16 } else { Precision::F32 };
+        let data = if halved { chunk::to_halves(&floats) } else { chunk::to_bytes(&floats) };
+        let message = ToWorker::ParameterChunk { version, chunk, data, precision };
         let Downward::Exchange(responses) = Downward::from(message.clone()) else { panic!() };
         let read: Vec<ToWorker> = responses.map(|response| down(&response)).collect();
         prop_assert_eq!(text_of(&read), text_of(&[message]));
@@ -278,14 +279,15 @@ fn whole_vectors_travel_in_chunks_of_a_mebibyte() {
     assert_eq!(order, [2, 1, 0], "the last layers first");
 
     let Downward::Exchange(responses) =
-        Downward::from(ToWorker::Parameters { version: 9, values: Arc::clone(&values) })
+        Downward::from(ToWorker::Parameters { version: 9, values: Arc::clone(&values), precision: Precision::F32 })
     else {
         panic!()
     };
     let mut received = vec![0.0; floats];
     for response in responses {
-        let ToWorker::ParameterChunk { version: 9, chunk, data } = down(&response) else { panic!() };
-        chunk::copy_into(&data, received.chunks_mut(CHUNK_FLOATS).nth(chunk as usize).unwrap()).unwrap();
+        let ToWorker::ParameterChunk { version: 9, chunk, data, .. } = down(&response) else { panic!() };
+        chunk::copy_into(&data, Precision::F32, received.chunks_mut(CHUNK_FLOATS).nth(chunk as usize).unwrap())
+            .unwrap();
     }
     assert_eq!(received, **values);
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lockstep_common::hash::Digest;
-use lockstep_common::kernel::{AlignedFloats, Arithmetic, Isa};
+use lockstep_common::kernel::{AlignedFloats, Arithmetic, Isa, Precision, bf16};
 use lockstep_common::model::{Layout, LayoutHash, ModelError};
 use lockstep_common::nn::{Buffers, LeafSource, Network, NodeSum, Weights, evaluate, subtree};
 use lockstep_common::placement::ShardSamples;
@@ -40,8 +40,10 @@ pub enum Command {
         version: u64,
         /// Which chunk.
         chunk: u32,
-        /// Little-endian floats.
+        /// Little-endian floats, or what of them travels in this precision.
         data: Bytes,
+        /// How data holds the floats.
+        precision: Precision,
     },
     /// A whole version.
     Whole {
@@ -191,12 +193,15 @@ impl Engine {
     /// Takes a command and computes what can be computed now. `emit` may be called from several threads.
     pub fn handle(&mut self, command: Command, emit: &(dyn Fn(Output) + Sync)) {
         match command {
-            Command::Chunk { version, chunk, data } => {
-                if let Err(reason) = self.chunk(version, chunk, &data) {
+            Command::Chunk { version, chunk, data, precision } => {
+                if let Err(reason) = self.chunk(version, chunk, &data, precision) {
                     return emit(Output::Failed(reason));
                 }
             }
-            Command::Whole { version, values } => self.whole(version, values),
+            Command::Whole { version, values } => {
+                let values = self.rounded(values);
+                self.whole(version, values);
+            }
             Command::Assign(assignment) => self.waiting.push_back((Instant::now(), assignment)),
             Command::Recycle(gradient) => return self.buffers.recycle(gradient),
         }
@@ -217,7 +222,7 @@ impl Engine {
         }
     }
 
-    fn chunk(&mut self, version: u64, chunk: u32, data: &[u8]) -> Result<(), String> {
+    fn chunk(&mut self, version: u64, chunk: u32, data: &[u8], precision: Precision) -> Result<(), String> {
         if self.versions.back().is_some_and(|(newest, _)| version <= *newest) {
             return Ok(());
         }
@@ -230,7 +235,11 @@ impl Engine {
         let fresh =
             || Partial { values: spare.pop().unwrap_or_else(|| vec![0.0; len].into()), there: vec![false; count] };
         let partial = self.partial.entry(version).or_insert_with(fresh);
-        copy_into(data, &mut partial.values[range]).map_err(|error| format!("parameter chunk {chunk}: {error}"))?;
+        let values = &mut partial.values[range];
+        copy_into(data, precision, values).map_err(|error| format!("parameter chunk {chunk}: {error}"))?;
+        if self.job.wire == Precision::Bf16 && precision == Precision::F32 {
+            bf16::round_all(self.network.isa(), values);
+        }
         partial.there[chunk as usize] = true;
         if partial.there.iter().all(|&there| there)
             && let Some(partial) = self.partial.remove(&version)
@@ -238,6 +247,16 @@ impl Engine {
             self.whole(version, Arc::new(partial.values));
         }
         Ok(())
+    }
+
+    /// The parameters to compute with, of a version that did not travel: what travels is rounded.
+    fn rounded(&mut self, values: Arc<FloatBuffer>) -> Arc<FloatBuffer> {
+        if self.job.wire == Precision::F32 {
+            return values;
+        }
+        let mut rounded = self.spare.pop().unwrap_or_else(|| vec![0.0; values.len()].into());
+        bf16::round_into(self.network.isa(), &values, &mut rounded);
+        Arc::new(rounded)
     }
 
     fn whole(&mut self, version: u64, values: Arc<FloatBuffer>) {

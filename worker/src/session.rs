@@ -147,10 +147,10 @@ pub async fn run(transport: Transport, compute: Compute, mut leave: Leave) -> Re
                     sender.take_back();
                     command(&commands, Command::Assign(assignment));
                 }
-                Some(Ok(ToWorker::ParameterChunk { version, chunk, data })) => {
-                    command(&commands, Command::Chunk { version, chunk, data });
+                Some(Ok(ToWorker::ParameterChunk { version, chunk, data, precision })) => {
+                    command(&commands, Command::Chunk { version, chunk, data, precision });
                 }
-                Some(Ok(ToWorker::Parameters { version, values })) => {
+                Some(Ok(ToWorker::Parameters { version, values, .. })) => {
                     command(&commands, Command::Whole { version, values });
                 }
             },
@@ -368,7 +368,8 @@ mod tests {
         }
 
         fn parameters(&self, version: u64) {
-            self.tell(ToWorker::Parameters { version, values: Arc::new(vec![0.0; self.parameters].into()) });
+            let values = Arc::new(vec![0.0; self.parameters].into());
+            self.tell(ToWorker::Parameters { version, values, precision: Precision::F32 });
         }
 
         /// The next message that is more than a sign of life.
@@ -401,7 +402,8 @@ mod tests {
         session.has_cached(2, 1).await;
         session.parameters(0);
         // The engine does one thing after the other: when it has found fault with this, it is through with the above.
-        session.tell(ToWorker::ParameterChunk { version: 1, chunk: 999, data: Bytes::new() });
+        let data = Bytes::new();
+        session.tell(ToWorker::ParameterChunk { version: 1, chunk: 999, data, precision: Precision::F32 });
         let answer = session.answer().await;
         let FromWorker::Failed { reason } = answer else { panic!("{answer:?}") };
         assert!(reason.starts_with("parameter chunk 999 does not exist"), "{reason}");

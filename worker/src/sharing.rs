@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use lockstep_common::kernel::Precision;
 use lockstep_common::protocol::{FromWorker, SharedMemory, ToWorker};
 use lockstep_common::shared_memory::{Access, FloatBuffer, Region, SharedMemoryError};
 use lockstep_proto::convert::{ExchangeDown, node_slot, release_parameters};
@@ -64,7 +65,8 @@ impl Sharing {
                 let slot = self.parameters.claim(slot).ok_or_else(|| {
                     format!("version {version} is said to lie in slot {slot}, which does not exist or is still read")
                 })?;
-                Ok(Some(ToWorker::Parameters { version, values: Arc::new(FloatBuffer::Shared(slot)) }))
+                let values = Arc::new(FloatBuffer::Shared(slot));
+                Ok(Some(ToWorker::Parameters { version, values, precision: Precision::F32 }))
             }
             ExchangeDown::Release(slot) => {
                 let lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner).remove(&slot);

@@ -88,12 +88,12 @@ async fn join(url: &str, process: u64) -> Transport {
 /// that are always black would make no difference.
 fn with_a_wrong_value(message: ToWorker) -> ToWorker {
     match message {
-        ToWorker::ParameterChunk { version, chunk, data } => {
+        ToWorker::ParameterChunk { version, chunk, data, precision } => {
             let mut data = data.to_vec();
             if let Some(last) = data.last_chunk_mut() {
                 *last = 1f32.to_le_bytes();
             }
-            ToWorker::ParameterChunk { version, chunk, data: Bytes::from(data) }
+            ToWorker::ParameterChunk { version, chunk, data: Bytes::from(data), precision }
         }
         other => other,
     }

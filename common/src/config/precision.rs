@@ -10,6 +10,7 @@ use crate::kernel::Precision;
 pub struct PrecisionConfig {
     /// What the operands of product-sums are rounded to: activations, weights and derivatives.
     pub compute: Precision,
-    /// What the gradients of leaves and of the reduction tree's nodes are rounded to: what workers send.
+    /// What the gradients of leaves and of the reduction tree's nodes, and the parameters that workers compute with, are
+    /// rounded to: what workers send and get.
     pub wire: Precision,
 }

@@ -105,6 +105,20 @@ per_isa! {
         }
     }
 
+    /// Rounds every float, and writes its upper half: all there is.
+    pub fn round_to_halves(values: &[f32], halves: &mut [u16]) {
+        for (half, value) in halves.iter_mut().zip(values) {
+            *half = (bits(*value) >> 16) as u16;
+        }
+    }
+
+    /// `to[i] = round(values[i])`
+    pub fn round_into(values: &[f32], to: &mut [f32]) {
+        for (to, value) in to.iter_mut().zip(values) {
+            *to = round(*value);
+        }
+    }
+
     /// `left[i] = round(left[i] + right[i])`
     pub fn add_rounded(left: &mut [f32], right: &[f32]) {
         for (left, right) in left.iter_mut().zip(right) {

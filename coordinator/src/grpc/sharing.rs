@@ -112,7 +112,7 @@ pub(super) fn responses(down: Down, sharing: Option<&Sharing>) -> Messages<v1::E
         Down::Message(message) => message,
         Down::Release(slot) => return Box::new(std::iter::once(release_gradient(slot))),
     };
-    if let (ToWorker::Parameters { version, values }, Some(sharing)) = (&message, sharing)
+    if let (ToWorker::Parameters { version, values, .. }, Some(sharing)) = (&message, sharing)
         && let Some(slot) = sharing.slot_of(values)
     {
         return Box::new(sharing.lend(*version, slot.number(), values).into_iter());
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn a_version_is_kept_until_the_worker_releases_it_or_is_gone() {
         let (sharing, values) = sharing();
-        let parameters = || ToWorker::Parameters { version: 3, values: values.clone() };
+        let parameters = || ToWorker::Parameters { version: 3, values: values.clone(), precision: Precision::F32 };
         assert_eq!(count(parameters(), &sharing), 1);
         assert_eq!(count(parameters(), &sharing), 0, "the worker has it");
         assert_eq!(Arc::strong_count(&values), 2);
@@ -159,7 +159,8 @@ mod tests {
     #[test]
     fn a_version_in_other_memory_travels() {
         let (sharing, values) = sharing();
-        let copy = ToWorker::Parameters { version: 3, values: Arc::new((*values).clone()) };
+        let values = Arc::new((*values).clone());
+        let copy = ToWorker::Parameters { version: 3, values, precision: Precision::F32 };
         let sent: Vec<v1::ExchangeResponse> = responses(Down::Message(copy), Some(&sharing)).collect();
         assert!(matches!(sent[0].message, Some(v1::exchange_response::Message::ParameterChunk(_))));
     }

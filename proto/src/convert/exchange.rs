@@ -9,7 +9,7 @@ use lockstep_common::reduce::NodeId;
 
 use super::session::out_of_order;
 use super::{At, WireEnum, at_most, digest, digest_bytes, micros, required};
-use crate::chunk::{at_most_a_chunk, checksum, float_count, from_halves, to_bytes, to_floats, verify};
+use crate::chunk::{at_most_a_chunk, checksum, number_count, to_bytes, to_floats, verify};
 use crate::v1::{self, exchange_request, exchange_response};
 use crate::wire_error::{Fault, WireError};
 
@@ -160,15 +160,12 @@ impl TryFrom<v1::NodeChunk> for protocol::NodeChunk {
         const M: &str = "NodeChunk";
         at_most_a_chunk(&chunk.data).at(M, "data")?;
         verify(chunk.checksum, checksum(&chunk.data)).at(M, "checksum")?;
-        let data = match Precision::from_wire(chunk.precision).at(M, "precision")? {
-            Precision::F32 => to_floats(&chunk.data),
-            Precision::Bf16 => from_halves(&chunk.data),
-        };
+        let precision = Precision::from_wire(chunk.precision).at(M, "precision")?;
         Ok(Self {
             round: chunk.round,
             node: required(M, "node", chunk.node)?,
             chunk: chunk.chunk,
-            data: data.at(M, "data")?,
+            data: to_floats(&chunk.data, precision).at(M, "data")?,
         })
     }
 }
@@ -247,10 +244,16 @@ impl TryFrom<v1::Announce> for NodeReport {
 }
 
 /// The message that carries a part of a version of the parameters. A coordinator makes it once a chunk and clones it
-/// for every worker: the clones share the data, and the checksum is computed once.
+/// for every worker: the clones share the data, and the checksum is computed once. Data are little-endian floats.
 pub fn parameter_chunk(version: u64, chunk: u32, data: Bytes) -> v1::ExchangeResponse {
+    parameter_chunk_in(Precision::F32, version, chunk, data)
+}
+
+/// The same, with data in a given precision.
+pub(super) fn parameter_chunk_in(precision: Precision, version: u64, chunk: u32, data: Bytes) -> v1::ExchangeResponse {
     let checksum = checksum(&data);
-    let message = v1::ParameterChunk { version, chunk, data, checksum };
+    let precision = v1::Precision::from(precision).into();
+    let message = v1::ParameterChunk { version, chunk, data, checksum, precision };
     v1::ExchangeResponse { message: Some(exchange_response::Message::ParameterChunk(message)) }
 }
 
@@ -289,10 +292,11 @@ impl TryFrom<v1::ExchangeResponse> for ExchangeDown {
         const M: &str = "ParameterChunk";
         match response.message.ok_or_else(|| WireError::missing("ExchangeResponse", "message"))? {
             Wire::ParameterChunk(chunk) => {
-                float_count(&chunk.data).at(M, "data")?;
+                let precision = Precision::from_wire(chunk.precision).at(M, "precision")?;
+                number_count(&chunk.data, precision).at(M, "data")?;
                 verify(chunk.checksum, checksum(&chunk.data)).at(M, "checksum")?;
                 let v1::ParameterChunk { version, chunk, data, .. } = chunk;
-                Ok(Self::Message(ToWorker::ParameterChunk { version, chunk, data }))
+                Ok(Self::Message(ToWorker::ParameterChunk { version, chunk, data, precision }))
             }
             Wire::ParameterSlot(v1::ParameterSlot { version, slot }) => Ok(Self::ParameterSlot { version, slot }),
             Wire::Release(v1::ReleaseSlot { slot }) => Ok(Self::Release(slot)),

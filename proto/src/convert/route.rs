@@ -9,7 +9,7 @@ use lockstep_common::shared_memory::FloatBuffer;
 
 use super::assignment::assign_messages;
 use super::clip;
-use super::exchange::{compared, node_chunk_in, parameter_chunk};
+use super::exchange::{compared, node_chunk_in, parameter_chunk_in};
 use crate::chunk::{shared_to_bytes, to_bytes, to_halves};
 use crate::limits::MAX_TEXT_BYTES;
 use crate::v1::{self, session_request, session_response};
@@ -40,11 +40,7 @@ impl From<FromWorker> for Upward {
             // The last layers first: their gradients were ready first, and so are their chunks at the coordinator.
             FromWorker::NodeWhole { round, node, gradient, precision } => {
                 Self::Exchange(Box::new(chunks(gradient.len()).rev().map(move |(i, range)| {
-                    let data = match precision {
-                        Precision::F32 => part(&gradient, range),
-                        Precision::Bf16 => to_halves(&gradient[range]),
-                    };
-                    node_chunk_in(precision, round, node, i, data)
+                    node_chunk_in(precision, round, node, i, part(&gradient, range, precision))
                 })))
             }
         }
@@ -77,16 +73,20 @@ impl From<ToWorker> for Downward {
             ToWorker::Finished { reason } => {
                 session(Wire::Finished(v1::Finished { reason: clip(reason, MAX_TEXT_BYTES) }))
             }
-            ToWorker::ParameterChunk { version, chunk, data } => {
-                Self::Exchange(Box::new(std::iter::once(parameter_chunk(version, chunk, data))))
+            ToWorker::ParameterChunk { version, chunk, data, precision } => {
+                Self::Exchange(Box::new(std::iter::once(parameter_chunk_in(precision, version, chunk, data))))
             }
-            ToWorker::Parameters { version, values } => Self::Exchange(Box::new(
-                chunks(values.len()).map(move |(i, range)| parameter_chunk(version, i, part(&values, range))),
+            ToWorker::Parameters { version, values, precision } => Self::Exchange(Box::new(
+                chunks(values.len())
+                    .map(move |(i, range)| parameter_chunk_in(precision, version, i, part(&values, range, precision))),
             )),
         }
     }
 }
 
-fn part(values: &Arc<FloatBuffer>, range: std::ops::Range<usize>) -> Bytes {
-    shared_to_bytes(values, range).unwrap_or_else(|| to_bytes(&[]))
+fn part(values: &Arc<FloatBuffer>, range: std::ops::Range<usize>, precision: Precision) -> Bytes {
+    match precision {
+        Precision::F32 => shared_to_bytes(values, range).unwrap_or_else(|| to_bytes(&[])),
+        Precision::Bf16 => to_halves(&values[range]),
+    }
 }
