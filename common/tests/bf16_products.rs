@@ -9,9 +9,7 @@ mod product_sums;
 use fenced::Edge;
 use lockstep_common::kernel::Isa;
 use lockstep_common::kernel::bf16::{self, Bf16Pair, RowPairs};
-use lockstep_common::kernel::contraction::{
-    After, ChannelCounts, Direction, Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands, SLACK,
-};
+use lockstep_common::kernel::contraction::{After, ChannelCounts, Direction, Gather, GatherOperands, PixelRelation};
 use lockstep_common::kernel::transpose::MatrixShape;
 use lockstep_common::rng::Stream;
 use product_sums::*;
@@ -88,10 +86,6 @@ fn special(stream: &mut Stream) -> f32 {
 
 fn is_same(got: f32, expected: f32) -> bool {
     got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan()
-}
-
-fn words(pairs: &[Bf16Pair]) -> &[f32] {
-    bytemuck::cast_slice(pairs)
 }
 
 fn pairs(words: &[f32]) -> &[Bf16Pair] {
@@ -191,53 +185,13 @@ fn check_gather(case: &GatherCase, name: &str, value: fn(&mut Stream) -> f32) {
     };
     let input = column_pairs(&input, channels_in);
     let bias = case.with_bias.then_some(&bias[..]);
-    for isa in Isa::available() {
-        let plan = Gather::new(isa, &case.relation, case.direction, channels, case.samples.max(1) + 1);
-        for edge in [Edge::Start, Edge::End] {
-            let place = format!("{name}: {case:?} on {isa}, {edge:?}");
-            eprintln!("{place}");
-            let mut packed = Guarded::blank(plan.packed_len(), edge);
-            let of_weights = Guarded::new(words(&weights), edge);
-            plan.pack(pairs(of_weights.values()), bytemuck::cast_slice_mut::<f32, Bf16Pair>(packed.values_mut()));
-            let bias = bias.map(|bias| Guarded::new(bias, edge));
-            let mut scratch = Guarded::blank(plan.scratch_len(), edge);
-            let input = Guarded::new(words(&input), edge);
-            let gate = Guarded::new(&gate, edge);
-            let mut output = Guarded::blank(expected.len(), edge);
-            let operands = GatherOperands {
-                input: pairs(input.values()),
-                packed: pairs(packed.values()),
-                bias: bias.as_ref().map(Guarded::values),
-                output: output.values_mut(),
-                after: match case.finish {
-                    Finish::Keep => After::Keep,
-                    Finish::Relu => After::Relu,
-                    Finish::Gate => After::Gate(gate.values()),
-                },
-                scratch: scratch.values_mut(),
-            };
-            plan.run(case.samples, operands);
-            for (i, (&got, &expected)) in output.values().iter().zip(&expected).enumerate() {
-                assert!(is_same(got, expected), "{place}: element {i} is {got:e}, expected {expected:e}");
-            }
-            for memory in [&output, &packed, &scratch] {
-                memory.assert_untouched(&place);
-            }
-        }
-    }
+    let given = Given { channels, input: &input, weights: &weights, bias, gate: &gate };
+    check_gathers::<Bf16Pair>((case, name), &given, &expected, is_same);
 }
 
 #[test]
 fn gathers_sum_rounded_channels_in_order() {
-    for (name, relation) in relations() {
-        for (i, (channels, samples)) in channel_pairs().enumerate() {
-            for direction in [Direction::ToLow, Direction::ToHigh] {
-                let finish = [Finish::Keep, Finish::Relu, Finish::Gate][i % 3];
-                let case = GatherCase { relation, direction, channels, samples, with_bias: i % 5 < 3, finish };
-                check_gather(&case, name, random);
-            }
-        }
-    }
+    gather_cases().for_each(|(case, name)| check_gather(&case, name, random));
 }
 
 /// Numbers of any size, and those at which instructions might differ.
@@ -295,44 +249,12 @@ fn check_reduce(name: &str, relation: &PixelRelation, channels: ChannelCounts, s
         let start = accumulate.then_some(&before[..]);
         let operands = (&round_all(&high)[..], &round_all(&low)[..]);
         let expected = reduce_specification(relation, channels, (samples, 2), operands, start);
-        for isa in Isa::available() {
-            let plan = Reduce::new(isa, relation, channels);
-            for edge in [Edge::Start, Edge::End] {
-                let place = format!(
-                    "{name}: {relation:?} {channels:?} {samples} samples, accumulate {accumulate}, on {isa}, {edge:?}"
-                );
-                eprintln!("{place}");
-                let high = Guarded::new(words(&of_high), edge);
-                let low = Guarded::with_slack(words(&of_low), SLACK, edge);
-                let mut scratch = Guarded::blank(plan.scratch_len(samples.div_ceil(2)), edge);
-                let mut gradient = match start {
-                    Some(before) => Guarded::new(before, edge),
-                    None => Guarded::blank(expected.len(), edge),
-                };
-                let operands = ReduceOperands {
-                    high: pairs(high.values()),
-                    low: pairs(low.values()),
-                    gradient: gradient.values_mut(),
-                    accumulate,
-                    scratch: bytemuck::cast_slice_mut(scratch.values_mut()),
-                };
-                plan.run(samples.div_ceil(2), operands);
-                assert_same_bits(&place, gradient.values(), &expected);
-                gradient.assert_untouched(&place);
-                scratch.assert_untouched(&place);
-            }
-        }
+        let operands = [&of_high[..], &of_low];
+        check_reductions((relation, channels, samples.div_ceil(2)), operands, start, &expected, name);
     }
 }
 
 #[test]
 fn reductions_sum_two_samples_at_a_time_in_order() {
-    for (name, relation) in relations() {
-        for (channels, samples) in channel_pairs() {
-            check_reduce(name, &relation, channels, samples);
-        }
-        for samples in 0..=7 {
-            check_reduce(name, &relation, ChannelCounts { high: 5, low: 131 }, samples);
-        }
-    }
+    reduce_cases().for_each(|(name, relation, channels, samples)| check_reduce(name, &relation, channels, samples));
 }

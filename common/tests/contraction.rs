@@ -9,11 +9,8 @@ mod fenced;
 #[path = "support/product_sums.rs"]
 mod product_sums;
 
-use fenced::Edge;
 use lockstep_common::kernel::Isa;
-use lockstep_common::kernel::contraction::{
-    After, ChannelCounts, Direction, Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands, SLACK,
-};
+use lockstep_common::kernel::contraction::{After, ChannelCounts, Direction, PixelRelation};
 use lockstep_common::kernel::elementwise::{self, AdamSlices, AdamStep, SquareSum};
 use lockstep_common::kernel::lists::Lists;
 use lockstep_common::kernel::pooling::{self, Windows};
@@ -32,56 +29,13 @@ fn check_gather(case: &GatherCase, name: &str) {
     let gate = random_values(case.samples * output_pixels * channels_out, &mut stream);
     let bias = case.with_bias.then_some(&bias[..]);
     let expected = case.specification(&input, &weights, bias, &gate, channels_in);
-    for isa in Isa::available() {
-        // A plan may be for more samples than there are.
-        let plan = Gather::new(isa, &case.relation, case.direction, case.channels, case.samples.max(1) + 1);
-        for edge in [Edge::Start, Edge::End] {
-            let place = format!("{name}: {case:?} on {isa}, {edge:?}");
-            eprintln!("{place}");
-            let mut packed = Guarded::blank(plan.packed_len(), edge);
-            plan.pack(Guarded::new(&weights, edge).values(), packed.values_mut());
-            let bias = bias.map(|bias| Guarded::new(bias, edge));
-            let mut scratch = Guarded::blank(plan.scratch_len(), edge);
-            // Longer buffers are used up to where they are needed.
-            for longer in [0, 50] {
-                let input = Guarded::with_slack(&input, longer, edge);
-                let gate = Guarded::with_slack(&gate, longer, edge);
-                let mut output = Guarded::blank(expected.len() + longer, edge);
-                let operands = GatherOperands {
-                    input: input.values(),
-                    packed: packed.values(),
-                    bias: bias.as_ref().map(Guarded::values),
-                    output: output.values_mut(),
-                    after: match case.finish {
-                        Finish::Keep => After::Keep,
-                        Finish::Relu => After::Relu,
-                        Finish::Gate => After::Gate(gate.values()),
-                    },
-                    scratch: scratch.values_mut(),
-                };
-                plan.run(case.samples, operands);
-                let (output_values, beyond) = output.values().split_at(expected.len());
-                assert_same_bits(&place, output_values, &expected);
-                assert!(beyond.iter().all(|value| value.to_bits() == CANARY.to_bits()), "{place}: writes beyond");
-                output.assert_untouched(&place);
-            }
-            packed.assert_untouched(&place);
-            scratch.assert_untouched(&place);
-        }
-    }
+    let given = Given { channels: case.channels, input: &input, weights: &weights, bias, gate: &gate };
+    check_gathers((case, name), &given, &expected, |got, expected| got.to_bits() == expected.to_bits());
 }
 
 #[test]
 fn gathers_sum_bias_taps_and_channels_in_order() {
-    for (name, relation) in relations() {
-        for (i, (channels, samples)) in channel_pairs().enumerate() {
-            for direction in [Direction::ToLow, Direction::ToHigh] {
-                let finish = [Finish::Keep, Finish::Relu, Finish::Gate][i % 3];
-                let with_bias = i % 5 < 3;
-                check_gather(&GatherCase { relation, direction, channels, samples, with_bias, finish }, name);
-            }
-        }
-    }
+    gather_cases().for_each(|(case, name)| check_gather(&case, name));
 }
 
 #[test]
@@ -109,46 +63,13 @@ fn check_reduce(name: &str, relation: &PixelRelation, channels: ChannelCounts, s
     for accumulate in [false, true] {
         let start = accumulate.then_some(&before[..]);
         let expected = reduce_specification(relation, channels, (samples, 1), (&high, &low), start);
-        for isa in Isa::available() {
-            let plan = Reduce::new(isa, relation, channels);
-            for edge in [Edge::Start, Edge::End] {
-                let place = format!(
-                    "{name}: {relation:?} {channels:?} {samples} samples, accumulate {accumulate}, on {isa}, {edge:?}"
-                );
-                eprintln!("{place}");
-                let high = Guarded::new(&high, edge);
-                let low = Guarded::with_slack(&low, SLACK, edge);
-                let mut scratch = Guarded::blank(plan.scratch_len(samples), edge);
-                let mut gradient = match start {
-                    Some(before) => Guarded::new(before, edge),
-                    None => Guarded::blank(expected.len(), edge),
-                };
-                let operands = ReduceOperands {
-                    high: high.values(),
-                    low: low.values(),
-                    gradient: gradient.values_mut(),
-                    accumulate,
-                    scratch: scratch.values_mut(),
-                };
-                plan.run(samples, operands);
-                assert_same_bits(&place, gradient.values(), &expected);
-                gradient.assert_untouched(&place);
-                scratch.assert_untouched(&place);
-            }
-        }
+        check_reductions((relation, channels, samples), [&high[..], &low], start, &expected, name);
     }
 }
 
 #[test]
 fn reductions_sum_samples_rows_and_columns_in_order() {
-    for (name, relation) in relations() {
-        for (channels, samples) in channel_pairs() {
-            check_reduce(name, &relation, channels, samples);
-        }
-        for samples in 0..=7 {
-            check_reduce(name, &relation, ChannelCounts { high: 5, low: 131 }, samples);
-        }
-    }
+    reduce_cases().for_each(|(name, relation, channels, samples)| check_reduce(name, &relation, channels, samples));
 }
 
 /// Values at which arithmetic is special, then ordinary ones.

@@ -1,7 +1,10 @@
 //! What tests of product-sums share: operands between pages without access, relations of small images, numbers of
 //! channels around all vector and panel widths.
 
-use lockstep_common::kernel::contraction::{ChannelCounts, Direction, PixelRelation};
+use lockstep_common::kernel::contraction::{
+    After, ChannelCounts, Direction, Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands, SLACK,
+};
+use lockstep_common::kernel::{Element, Isa};
 use lockstep_common::model::Pair;
 use lockstep_common::rng::{Purpose, Stream};
 
@@ -231,4 +234,122 @@ pub(crate) fn reduce_specification(
         }
     }
     gradient
+}
+
+/// What a gather is given, in elements of its kind.
+pub(crate) struct Given<'a, E> {
+    /// Of the plan, whose summed channels are counted in elements.
+    pub(crate) channels: ChannelCounts,
+    pub(crate) input: &'a [E],
+    pub(crate) weights: &'a [E],
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) gate: &'a [f32],
+}
+
+/// Checks that a gather gives what is expected, on every instruction set, with each operand at either end of its pages.
+pub(crate) fn check_gathers<E: Element>(
+    (case, name): (&GatherCase, &str),
+    given: &Given<'_, E>,
+    expected: &[f32],
+    is_same: fn(f32, f32) -> bool,
+) {
+    for isa in Isa::available() {
+        // A plan may be for more samples than there are.
+        let plan = Gather::new(isa, &case.relation, case.direction, given.channels, case.samples.max(1) + 1);
+        for edge in [Edge::Start, Edge::End] {
+            let place = format!("{name}: {case:?} on {isa}, {edge:?}");
+            eprintln!("{place}");
+            let mut packed = Guarded::blank(plan.packed_len(), edge);
+            let weights = Guarded::new(bytemuck::cast_slice(given.weights), edge);
+            plan.pack::<E>(bytemuck::cast_slice(weights.values()), bytemuck::cast_slice_mut(packed.values_mut()));
+            let bias = given.bias.map(|bias| Guarded::new(bias, edge));
+            let mut scratch = Guarded::blank(plan.scratch_len(), edge);
+            // Longer buffers are used up to where they are needed.
+            for longer in [0, 50] {
+                let input = Guarded::with_slack(bytemuck::cast_slice(given.input), longer, edge);
+                let gate = Guarded::with_slack(given.gate, longer, edge);
+                let mut output = Guarded::blank(expected.len() + longer, edge);
+                let operands = GatherOperands::<E> {
+                    input: bytemuck::cast_slice(input.values()),
+                    packed: bytemuck::cast_slice(packed.values()),
+                    bias: bias.as_ref().map(Guarded::values),
+                    output: output.values_mut(),
+                    after: match case.finish {
+                        Finish::Keep => After::Keep,
+                        Finish::Relu => After::Relu,
+                        Finish::Gate => After::Gate(gate.values()),
+                    },
+                    scratch: scratch.values_mut(),
+                };
+                plan.run(case.samples, operands);
+                let (output_values, beyond) = output.values().split_at(expected.len());
+                for (i, (&got, &expected)) in output_values.iter().zip(expected).enumerate() {
+                    assert!(is_same(got, expected), "{place}: element {i} is {got:e}, expected {expected:e}");
+                }
+                assert!(beyond.iter().all(|value| value.to_bits() == CANARY.to_bits()), "{place}: writes beyond");
+                output.assert_untouched(&place);
+            }
+            packed.assert_untouched(&place);
+            scratch.assert_untouched(&place);
+        }
+    }
+}
+
+/// Checks that a reduction over `samples` elements of each place gives what is expected, on every instruction set, with
+/// each operand at either end of its pages. It is added to `start`, if there is one.
+pub(crate) fn check_reductions<E: Element>(
+    (relation, channels, samples): (&PixelRelation, ChannelCounts, usize),
+    [high, low]: [&[E]; 2],
+    start: Option<&[f32]>,
+    expected: &[f32],
+    name: &str,
+) {
+    for isa in Isa::available() {
+        let plan = Reduce::new(isa, relation, channels);
+        for edge in [Edge::Start, Edge::End] {
+            let accumulate = start.is_some();
+            let place = format!(
+                "{name}: {relation:?} {channels:?} {samples} samples, accumulate {accumulate}, on {isa}, {edge:?}"
+            );
+            eprintln!("{place}");
+            let high = Guarded::new(bytemuck::cast_slice(high), edge);
+            let low = Guarded::with_slack(bytemuck::cast_slice(low), SLACK, edge);
+            let mut scratch = Guarded::blank(plan.scratch_len(samples), edge);
+            let mut gradient = match start {
+                Some(before) => Guarded::new(before, edge),
+                None => Guarded::blank(expected.len(), edge),
+            };
+            let operands = ReduceOperands::<E> {
+                high: bytemuck::cast_slice(high.values()),
+                low: bytemuck::cast_slice(low.values()),
+                gradient: gradient.values_mut(),
+                accumulate,
+                scratch: bytemuck::cast_slice_mut(scratch.values_mut()),
+            };
+            plan.run(samples, operands);
+            assert_same_bits(&place, gradient.values(), expected);
+            gradient.assert_untouched(&place);
+            scratch.assert_untouched(&place);
+        }
+    }
+}
+
+/// Every relation, direction and finish, with channels around all widths.
+pub(crate) fn gather_cases() -> impl Iterator<Item = (GatherCase, &'static str)> {
+    relations().into_iter().flat_map(|(name, relation)| {
+        channel_pairs().enumerate().flat_map(move |(i, (channels, samples))| {
+            [Direction::ToLow, Direction::ToHigh].map(|direction| {
+                let finish = [Finish::Keep, Finish::Relu, Finish::Gate][i % 3];
+                (GatherCase { relation, direction, channels, samples, with_bias: i % 5 < 3, finish }, name)
+            })
+        })
+    })
+}
+
+/// Every relation with channels around all widths, and every number of samples around those of a vector.
+pub(crate) fn reduce_cases() -> impl Iterator<Item = (&'static str, PixelRelation, ChannelCounts, usize)> {
+    relations().into_iter().flat_map(|(name, relation)| {
+        let of_samples = (0..=7).map(|samples| (ChannelCounts { high: 5, low: 131 }, samples));
+        channel_pairs().chain(of_samples).map(move |(channels, samples)| (name, relation, channels, samples))
+    })
 }
