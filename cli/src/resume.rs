@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use lockstep_common::checkpoint::{Checkpoint, continuity};
-use lockstep_common::config::{PrecisionConfig, RunConfig, RunSpec};
+use lockstep_common::config::{RunConfig, RunSpec};
 use lockstep_common::fingerprint::fingerprint;
 use lockstep_common::hash::Digest;
 use lockstep_common::kernel::{Arithmetic, Isa};
 use lockstep_common::ledger::Header;
-use lockstep_common::protocol::parameters_digest;
 use lockstep_coordinator::Origin;
 use lockstep_coordinator::checkpoint::CHECKPOINTS;
 use lockstep_coordinator::outputs::CONFIG_FILE;
@@ -89,10 +88,7 @@ impl Begun {
                 Ok(Origin::Checkpoint(Box::new(checkpoint)))
             }
             (None, Some(parameters)) => {
-                let layout = now.spec.model.layout.hash();
-                let header = Header::new(&now.spec.name, &now.spec.schedule, layout, parameters_digest(parameters));
-                let PrecisionConfig { compute, wire } = now.spec.precision;
-                let header = Header { compute, wire, ..header };
+                let header = Header::of(now.spec, parameters);
                 resume::check_again(&self.directory, &header).map_err(refuse)?;
                 Ok(Origin::Again(parameters.to_vec()))
             }

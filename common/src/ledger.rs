@@ -12,10 +12,11 @@ use std::num::NonZeroU32;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::config::{PrecisionConfig, RunSpec};
 use crate::hash::{Digest, DigestBuilder};
 use crate::kernel::Precision;
 use crate::model::LayoutHash;
-use crate::protocol::MemberId;
+use crate::protocol::{MemberId, parameters_digest};
 use crate::reduce::{NodeId, Tree};
 use crate::shard::{MAX_SAMPLES, Schedule};
 
@@ -73,6 +74,13 @@ impl Header {
             layout,
             initial_parameters,
         }
+    }
+
+    /// The header of a run that begins with these parameters.
+    pub fn of(spec: &RunSpec, initial_parameters: &[f32]) -> Self {
+        let (layout, PrecisionConfig { compute, wire }) = (spec.model.layout.hash(), spec.precision);
+        let initial_parameters = parameters_digest(initial_parameters);
+        Self { compute, wire, ..Self::new(&spec.name, &spec.schedule, layout, initial_parameters) }
     }
 
     fn schedule(&self) -> Option<Schedule> {

@@ -387,7 +387,7 @@ fn updated(version: u64, chunk: usize, parameters: &[f32], precision: Precision)
         Precision::F32 => to_bytes(values),
         Precision::Bf16 => to_halves(values),
     };
-    FromAggregator::Updated { version, chunk: chunk as u32, data, precision }
+    FromAggregator::Updated { version, chunk: chunk as u32, data }
 }
 
 fn in_parallel<'a>(
@@ -561,7 +561,7 @@ mod tests {
         let chunks = |reports: &[FromAggregator]| -> Vec<(u32, bool)> {
             let old = |data: &Bytes| data.chunks(4).all(|value| value == 1f32.to_le_bytes());
             let chunk = |report: &FromAggregator| match report {
-                FromAggregator::Updated { version: 1, chunk, data, .. } => Some((*chunk, old(data))),
+                FromAggregator::Updated { version: 1, chunk, data } => Some((*chunk, old(data))),
                 _ => None,
             };
             reports.iter().filter_map(chunk).collect()

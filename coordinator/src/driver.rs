@@ -188,11 +188,11 @@ impl Driver {
             FromAggregator::Arrived { member, round, node } => {
                 self.step(Event::Arrived { member, work: Work::Gradient { round }, node }).await;
             }
-            FromAggregator::Updated { version, chunk, data, precision } => {
+            FromAggregator::Updated { version, chunk, data } => {
                 let receivers: Vec<MemberId> = self.machine.receivers().collect();
                 for member in receivers {
                     if self.takes_chunks(member) {
-                        let data = data.clone();
+                        let (data, precision) = (data.clone(), self.wire);
                         self.send(member, ToWorker::ParameterChunk { version, chunk, data, precision }).await;
                     }
                 }

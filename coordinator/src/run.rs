@@ -8,14 +8,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lockstep_common::checkpoint::{Checkpoint, LedgerPosition, Shown, Standing, State};
-use lockstep_common::config::{PrecisionConfig, RunSpec};
+use lockstep_common::config::RunSpec;
 use lockstep_common::fingerprint::fingerprint;
 use lockstep_common::hash::Digest;
 use lockstep_common::kernel::{Arithmetic, Isa};
 use lockstep_common::ledger::Header;
 use lockstep_common::optim::adam::Moments;
 use lockstep_common::placement::PlacedData;
-use lockstep_common::protocol::parameters_digest;
 use lockstep_common::shared_memory::{Access, Region};
 use tokio::sync::mpsc;
 use tracing::debug;
@@ -124,10 +123,7 @@ impl StartingFrom<'_> {
 
     fn first_round(self, parameters: Vec<f32>, machine: MachineConfig, again: bool) -> io::Result<Begun> {
         let Self { directory, spec, troubles, .. } = self;
-        let layout = spec.model.layout.hash();
-        let header = Header::new(&spec.name, &spec.schedule, layout, parameters_digest(&parameters));
-        let PrecisionConfig { compute, wire } = spec.precision;
-        let header = Header { compute, wire, ..header };
+        let header = Header::of(spec, &parameters);
         let journal = Journal::create(directory, &header, again, troubles.clone())?;
         let restarts = if again {
             set_aside_newer(directory, 0)?;

@@ -235,11 +235,8 @@ impl Engine {
         let fresh =
             || Partial { values: spare.pop().unwrap_or_else(|| vec![0.0; len].into()), there: vec![false; count] };
         let partial = self.partial.entry(version).or_insert_with(fresh);
-        let values = &mut partial.values[range];
-        copy_into(data, precision, values).map_err(|error| format!("parameter chunk {chunk}: {error}"))?;
-        if self.job.wire == Precision::Bf16 && precision == Precision::F32 {
-            bf16::round_all(self.network.isa(), values);
-        }
+        copy_into(data, precision, &mut partial.values[range])
+            .map_err(|error| format!("parameter chunk {chunk}: {error}"))?;
         partial.there[chunk as usize] = true;
         if partial.there.iter().all(|&there| there)
             && let Some(partial) = self.partial.remove(&version)

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use lockstep_common::hash::Digest;
-use lockstep_common::kernel::Precision;
 use lockstep_common::optim::adam::Moments;
 use lockstep_common::progress::Aggregation;
 use lockstep_common::protocol::{Bytes, MemberId, NodeChunk};
@@ -76,10 +75,8 @@ pub enum FromAggregator {
         version: u64,
         /// Which chunk.
         chunk: u32,
-        /// Little-endian floats, or what of them travels in this precision.
+        /// Its little-endian floats, or what of them travels in the run's precision.
         data: Bytes,
-        /// How data holds the floats.
-        precision: Precision,
     },
     /// A round was skipped: the next version is a copy of the one before. Chunks of it were reported before this.
     Skipped {
