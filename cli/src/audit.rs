@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use indicatif::{DecimalBytes, HumanCount};
-use lockstep_common::hash::{Digest, sha256_of_floats};
+use lockstep_common::hash::Digest;
 use lockstep_common::ledger::{self, AUDIT_BYTES_PER_SAMPLE, Audit, AuditError};
 use lockstep_common::model_file::TrainedModel;
 use lockstep_common::protocol::parameters_digest;
@@ -111,7 +111,7 @@ fn check_model(path: &Path, audit: &Audit) -> anyhow::Result<Option<String>> {
     agree.check("layout of the parameters", trained.model.layout.hash(), audit.header.layout)?;
     agree.check("number of rounds", trained.rounds, audit.rounds)?;
     agree.check("digest of the parameters", parameters_digest(&trained.parameters), audit.parameters)?;
-    Ok(Some(sha256_of_floats(&trained.parameters)))
+    Ok(Some(trained.model.layout.sha256(&trained.parameters)))
 }
 
 /// Checks that the summary, if there is one, agrees with the ledger and the model. Returns whether there is one.
@@ -324,7 +324,7 @@ mod tests {
         fs::write(directory.path().join(LEDGER_FILE), ledger).unwrap();
         trained.save(&directory.path().join(MODEL_FILE)).unwrap();
         let samples_seen = (0..rounds).map(|round| u64::from(schedule.batch_samples(schedule.step(round).batch))).sum();
-        let summary = summary(rounds, samples_seen, sha256_of_floats(&trained.parameters));
+        let summary = summary(rounds, samples_seen, trained.model.layout.sha256(&trained.parameters));
         fs::write(directory.path().join(SUMMARY_FILE), serde_json::to_string(&summary).unwrap()).unwrap();
         directory
     }

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::files;
-use crate::hash::sha256_of_floats;
 use crate::model::{Layout, ModelError, ModelSpec, ResolvedModel};
 
 /// Metadata keys.
@@ -91,13 +90,15 @@ impl TrainedModel {
         let metadata = HashMap::from([
             (KEY_MODEL.to_owned(), model),
             (KEY_VERSION.to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-            (KEY_SHA256.to_owned(), sha256_of_floats(&self.parameters)),
+            (KEY_SHA256.to_owned(), self.model.layout.sha256(&self.parameters)),
             (KEY_ROUNDS.to_owned(), self.rounds.to_string()),
             (KEY_LOSS.to_owned(), self.loss.clone()),
             ("preprocessing".to_owned(), "u8 values are divided by 255, f32 values are used as they are".to_owned()),
         ]);
-        let bytes: Vec<u8> = self.parameters.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let views = self.model.layout.entries().iter().map(|entry| {
+        let entries = self.model.layout.entries();
+        let tensors = entries.iter().flat_map(|entry| entry.read(&self.parameters).into_owned());
+        let bytes: Vec<u8> = tensors.flat_map(f32::to_le_bytes).collect();
+        let views = entries.iter().map(|entry| {
             let bytes = &bytes[entry.range.start * 4..entry.range.end * 4];
             let view = TensorView::new(Dtype::F32, entry.shape.clone(), bytes);
             (entry.name.as_str(), view.expect("an entry's shape has as many elements as its range"))
@@ -129,7 +130,7 @@ impl TrainedModel {
             spec.resolve().map_err(|cause| ModelFileError::Model { path: path.to_owned(), cause: Box::new(cause) })?;
         let parameters = parameters_from(path, bytes, &model.layout)?;
         let expected = get(KEY_SHA256)?;
-        let found = sha256_of_floats(&parameters);
+        let found = model.layout.sha256(&parameters);
         if *expected != found {
             let reason =
                 format!("the weights' SHA-256 is {found}, but the metadata says {expected}: the file is damaged");
@@ -174,12 +175,13 @@ fn parameters_from(path: &Path, bytes: &[u8], layout: &Layout) -> Result<Vec<f32
                 entry.shape
             )));
         }
-        let floats =
-            tensor.data().chunks_exact(4).map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
-        parameters.extend(floats);
-    }
-    if let Some(at) = parameters.iter().position(|value| !value.is_finite()) {
-        return Err(mismatch(format!("parameter {at} is {}; weights must be finite", parameters[at])));
+        let floats: Vec<f32> = tensor.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        if let Some(at) = floats.iter().position(|value| !value.is_finite()) {
+            let value = floats[at];
+            return Err(mismatch(format!("element {at} of tensor {:?} is {value}; weights must be finite", entry.name)));
+        }
+        parameters.resize(entry.range.end, 0.0);
+        entry.write(&floats, &mut parameters);
     }
     Ok(parameters)
 }

@@ -105,6 +105,14 @@ impl Case {
         leaves.remove(0)
     }
 
+    /// The weights as they are stored, and what lies behind them.
+    fn in_panels(&self, weights: &[f32]) -> Vec<f32> {
+        let matrix = self.shape.weights();
+        let mut stored = weights.to_vec();
+        matrix.store(&weights[..matrix.elements()], &mut stored[..matrix.elements()]);
+        stored
+    }
+
     fn check(&self) {
         Precision::ALL.into_iter().for_each(|precision| self.check_in(precision));
     }
@@ -148,6 +156,10 @@ impl Case {
         let rounded_gradient = if of_leaves.len() > 1 { Self::tree(of_leaves, bf16::round) } else { gradient.clone() };
         let continued = self.leaf_gradient(&input, &delta, &before, precision);
         let (input, delta, weights) = given;
+        // Everything up to here lies row by row.
+        let weights = self.in_panels(&weights);
+        let [gradient, rounded_gradient, before, continued] =
+            [gradient, rounded_gradient, before, continued].map(|gradient| self.in_panels(&gradient));
 
         for isa in Isa::available() {
             let place = format!("{self:?} in {precision} on {isa}");

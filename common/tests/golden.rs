@@ -171,12 +171,13 @@ impl Case {
             let wanted: BTreeSet<String> = entries.iter().map(|entry| format!("{group}/{}", entry.name)).collect();
             let found = tensors.names().into_iter().map(String::from).filter(|key| key.starts_with(group)).collect();
             assert_eq!(wanted, found, "{name}: the model's parameters and the file's");
-            let of_entry = |entry: &lockstep_common::model::ParameterEntry| {
+            let mut flat = vec![0.0; model.layout.parameters()];
+            for entry in entries {
                 let tensor = tensor(&format!("{group}/{}", entry.name));
                 assert_eq!(tensor.shape(), entry.shape, "{name}: shape of {group}/{}", entry.name);
-                floats(&tensor)
-            };
-            entries.iter().flat_map(of_entry).collect()
+                entry.write(&floats(&tensor), &mut flat);
+            }
+            flat
         };
         let input = tensor("input");
         assert_eq!(&input.shape()[1..], model.input_shape().axes(), "{name}: shape of a sample");

@@ -6,7 +6,6 @@
 use std::num::NonZeroU32;
 
 use lockstep_common::fingerprint::{NUMERICS_VERSION, fingerprint};
-use lockstep_common::hash::sha256_of_floats;
 use lockstep_common::kernel::elementwise::AdamSlices;
 use lockstep_common::kernel::{Arithmetic, Isa, Precision};
 use lockstep_common::model::{ModelSpec, ResolvedModel};
@@ -94,7 +93,7 @@ fn train(model: &ResolvedModel, loss: Loss, arithmetic: Arithmetic, nodes: Preci
         adam::apply(isa, adam.step(round + 1, sum.samples), slices);
         parameters = updated;
     }
-    sha256_of_floats(&parameters)
+    model.layout.sha256(&parameters)
 }
 
 fn add(sums: Arithmetic, [mut left, right]: [NodeSum; 2]) -> NodeSum {

@@ -371,7 +371,7 @@ impl Aggregator {
         let free = self.retired.iter().position(|version| wanted(version) && Arc::strong_count(version) == 1);
         let reused = free.and_then(|at| Arc::into_inner(self.retired.swap_remove(at)));
         let slot = || self.region.as_ref()?.take().map(FloatBuffer::Shared);
-        reused.or_else(slot).unwrap_or_else(|| vec![0.0; self.parameters.len()].into())
+        reused.or_else(slot).unwrap_or_else(|| FloatBuffer::zeros(self.parameters.len()))
     }
 
     fn send(&self, report: FromAggregator) -> Result<(), Closed> {

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use lockstep_common::config::RunSpec;
 use lockstep_common::files;
-use lockstep_common::hash::sha256_of_floats;
 use lockstep_common::kernel::Precision;
 use lockstep_common::model_file::{ModelFileError, TrainedModel};
 use serde::{Deserialize, Serialize};
@@ -107,7 +106,7 @@ fn summarise(spec: &RunSpec, result: &RunResult) -> Summary {
     let wall_seconds = result.training_time.as_secs_f64();
     let status = &result.status;
     Summary {
-        params_sha256: sha256_of_floats(&result.parameters),
+        params_sha256: spec.model.layout.sha256(&result.parameters),
         rounds: result.rounds,
         epochs: result.rounds.div_ceil(u64::from(spec.schedule.rounds_per_epoch())) as u32,
         samples_seen: status.samples_seen,

@@ -233,7 +233,7 @@ impl Engine {
         };
         let spare = &mut self.spare;
         let fresh =
-            || Partial { values: spare.pop().unwrap_or_else(|| vec![0.0; len].into()), there: vec![false; count] };
+            || Partial { values: spare.pop().unwrap_or_else(|| FloatBuffer::zeros(len)), there: vec![false; count] };
         let partial = self.partial.entry(version).or_insert_with(fresh);
         copy_into(data, precision, &mut partial.values[range])
             .map_err(|error| format!("parameter chunk {chunk}: {error}"))?;
@@ -251,7 +251,7 @@ impl Engine {
         if self.job.wire == Precision::F32 {
             return values;
         }
-        let mut rounded = self.spare.pop().unwrap_or_else(|| vec![0.0; values.len()].into());
+        let mut rounded = self.spare.pop().unwrap_or_else(|| FloatBuffer::zeros(values.len()));
         bf16::round_into(self.network.isa(), &values, &mut rounded);
         Arc::new(rounded)
     }
@@ -313,7 +313,7 @@ impl Engine {
                     Work::Inspection { .. } => {
                         finding = source.inspect(network, weights, layout, node, buffers);
                         let samples = node.leaves().map(|leaf| source.samples(leaf)).sum();
-                        NodeSum { gradient: Vec::new().into(), loss: 0.0, samples }
+                        NodeSum { gradient: FloatBuffer::default(), loss: 0.0, samples }
                     }
                 };
                 if source.newest.is_after(work) {

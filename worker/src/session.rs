@@ -368,7 +368,7 @@ mod tests {
         }
 
         fn parameters(&self, version: u64) {
-            let values = Arc::new(vec![0.0; self.parameters].into());
+            let values = Arc::new(FloatBuffer::zeros(self.parameters));
             self.tell(ToWorker::Parameters { version, values, precision: Precision::F32 });
         }
 

@@ -8,6 +8,7 @@
 //! What is said here of products of floats holds for pairs of bfloat16 numbers too ([`Element`]), whose product is a sum
 //! of two: the summed index goes through pairs.
 
+use super::ahead::{Ahead, Fetching};
 use super::bf16;
 use super::isa::{Isa, Kind};
 use super::precision::Precision;
@@ -79,6 +80,8 @@ pub(super) struct Block<'a, E> {
     pub finish: Finish,
     /// What the sums of several segments, and of their tree, are rounded to.
     pub nodes: Precision,
+    /// What to fetch meanwhile.
+    pub ahead: Option<Ahead>,
 }
 
 /// Widths into which columns are cut for an instruction set, widest first. Whole vectors of `b` are read up to such a
@@ -101,7 +104,20 @@ impl<E> Block<'_, E> {
         matches!(self.runs, [Run { depth, .. }]
             if self.a_repeat == *depth as usize * self.a_step && self.b_repeat == *depth as usize)
     }
+
+    /// Pieces of the summed index that a tile goes through.
+    fn pieces(&self) -> usize {
+        let of_runs = |factor: usize| -> usize {
+            self.runs.iter().map(|run| (run.depth as usize * factor).div_ceil(PIECE)).sum()
+        };
+        let of_segment =
+            |&repeats: &usize| if self.is_one_stretch() { of_runs(repeats) } else { repeats * of_runs(1) };
+        self.segments.iter().map(of_segment).sum()
+    }
 }
+
+/// Products of an output between two occasions to fetch memory.
+const PIECE: usize = 16;
 
 /// Segments that a block may have: a tile keeps a sum for each level of their tree.
 pub(super) const MAX_SEGMENTS: usize = 1 << MAX_LEVELS;
@@ -194,26 +210,29 @@ unsafe fn rows<P: Products, const R: usize, const V: usize>(block: &Block<'_, P:
 #[inline(always)]
 unsafe fn rows_of_width<P: Products, const R: usize, const V: usize, const WHOLE: bool>(block: &Block<'_, P::Element>) {
     let mut rest = block.rows;
+    let occasions = block.ahead.as_ref().map_or(0, |_| rest.len().div_ceil(R) * block.pieces());
+    let mut fetching = Fetching::new(block.ahead.as_ref(), occasions);
+    let fetching = &mut fetching;
     // SAFETY: as for `rows`.
     unsafe {
         while let Some((rows, after)) = rest.split_first_chunk::<R>() {
-            tile::<P, R, V, WHOLE>(block, rows);
+            tile::<P, R, V, WHOLE>(block, rows, fetching);
             rest = after;
         }
         if R > 4
             && let Some((rows, after)) = rest.split_first_chunk::<4>()
         {
-            tile::<P, 4, V, WHOLE>(block, rows);
+            tile::<P, 4, V, WHOLE>(block, rows, fetching);
             rest = after;
         }
         if R > 2
             && let Some((rows, after)) = rest.split_first_chunk::<2>()
         {
-            tile::<P, 2, V, WHOLE>(block, rows);
+            tile::<P, 2, V, WHOLE>(block, rows, fetching);
             rest = after;
         }
         while let Some((rows, after)) = rest.split_first_chunk::<1>() {
-            tile::<P, 1, V, WHOLE>(block, rows);
+            tile::<P, 1, V, WHOLE>(block, rows, fetching);
             rest = after;
         }
     }
@@ -239,6 +258,7 @@ impl Sums {
 unsafe fn tile<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
     block: &Block<'_, P::Element>,
     rows: &[Row; R],
+    fetching: &mut Fetching,
 ) {
     let mut starts = Sums::UNINIT;
     // Sums of complete subtrees of segments, the largest first, none of them under another one.
@@ -263,7 +283,7 @@ unsafe fn tile<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
                 P::Sums::store(starts.add((i * V + v) * P::Sums::LANES), start);
             }
         }
-        sum_segments::<P, R, V>(block, rows, starts, &mut subtrees);
+        sum_segments::<P, R, V>(block, rows, starts, &mut subtrees, fetching);
         let sums = subtrees[0].as_mut_ptr();
         for (i, row) in rows.iter().enumerate() {
             for v in 0..V {
@@ -302,6 +322,7 @@ unsafe fn sum_segments<P: Products, const R: usize, const V: usize>(
     rows: &[Row; R],
     starts: *const f32,
     subtrees: &mut [Sums; MAX_LEVELS + 1],
+    fetching: &mut Fetching,
 ) {
     let one_stretch = block.is_one_stretch();
     // A single segment may go on in another block.
@@ -320,7 +341,7 @@ unsafe fn sum_segments<P: Products, const R: usize, const V: usize>(
         }
         for (k, &repeats) in block.segments.iter().enumerate() {
             let (repeats_of_runs, depth_factor) = if one_stretch { (1, repeats) } else { (repeats, 1) };
-            products::<P, R, V>(&Block { a, b, ..*block }, rows, repeats_of_runs, depth_factor, &mut acc);
+            products::<P, R, V>(block, (a, b), rows, (repeats_of_runs, depth_factor), &mut acc, fetching);
             a = a.wrapping_add(repeats * block.a_repeat);
             b = b.wrapping_add(repeats * block.b_repeat * block.b_stride);
             let in_registers = if rounded { 0 } else { k.trailing_ones() };
@@ -370,35 +391,42 @@ unsafe fn add_rounded(subtrees: &mut [Sums], left: usize, len: usize) {
     }
 }
 
-/// The register-critical loop: all products of one segment, added to `R` x `V` accumulators. The runs are gone through
-/// `repeats` times, each with `depth_factor` times its depth.
+/// The register-critical loop: all products of one segment, whose operands begin at `a` and `b`, added to `R` x `V`
+/// accumulators. The runs are gone through `repeats` times, each with `depth_factor` times its depth.
 #[inline(always)]
 unsafe fn products<P: Products, const R: usize, const V: usize>(
     block: &Block<'_, P::Element>,
+    (a, b): (*const P::Element, *const P::Element),
     rows: &[Row; R],
-    repeats: usize,
-    depth_factor: usize,
+    (repeats, depth_factor): (usize, usize),
     acc: &mut [[Vector<P>; V]; R],
+    fetching: &mut Fetching,
 ) {
     // SAFETY: operands are readable by the caller's promise.
     unsafe {
-        let mut a_rows = [block.a; R];
+        let mut a_rows = [a; R];
         for i in 0..R {
-            a_rows[i] = block.a.add(rows[i].a as usize);
+            a_rows[i] = a.add(rows[i].a as usize);
         }
-        let mut b_base = block.b;
+        let mut b_base = b;
         let mut a_base = 0isize;
         for _ in 0..repeats {
             for run in block.runs {
                 let mut a = a_base + run.a as isize;
                 let mut b = b_base.wrapping_add(run.b as usize * block.b_stride);
-                for _ in 0..run.depth as usize * depth_factor {
-                    part::<P, R, V, 0>(&a_rows, a, b, acc);
-                    if P::PARTS > 1 {
-                        part::<P, R, V, 1>(&a_rows, a, b, acc);
+                let mut left = run.depth as usize * depth_factor;
+                while left > 0 {
+                    let piece = left.min(PIECE);
+                    fetching.some();
+                    for _ in 0..piece {
+                        part::<P, R, V, 0>(&a_rows, a, b, acc);
+                        if P::PARTS > 1 {
+                            part::<P, R, V, 1>(&a_rows, a, b, acc);
+                        }
+                        a += block.a_step as isize;
+                        b = b.wrapping_add(block.b_stride);
                     }
-                    a += block.a_step as isize;
-                    b = b.wrapping_add(block.b_stride);
+                    left -= piece;
                 }
             }
             a_base += block.a_repeat as isize;
@@ -475,6 +503,7 @@ mod tests {
                     start: Start::Bias(bias.as_ptr()),
                     finish: Finish::Relu,
                     nodes: Precision::F32,
+                    ahead: None,
                 };
                 // SAFETY: operands have as many rows and columns as the block says, and the machine has AVX-512 BF16.
                 unsafe { run(&block) };

@@ -6,6 +6,7 @@
 //! Rust over slices, which is their specification, and compiled once for each instruction set; Rust never reassociates
 //! or contracts floating-point operations, so all versions give the same bits.
 
+mod ahead;
 mod aligned;
 pub mod bf16;
 pub mod contraction;

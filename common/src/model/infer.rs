@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::layout::Layout;
 use super::spec::{LayerSpec, ModelSpec, Padding, Pair};
+use super::storage::Storage;
 use crate::shape::Shape;
 
 /// No layer may have more elements than this: 2^28 floats are 1 GiB a sample, and offsets stay far below 2^31, so that
@@ -60,6 +61,13 @@ pub struct ResolvedLayer {
     pub parameters: usize,
 }
 
+impl ResolvedLayer {
+    /// Positions of an input sample that meet the same weights in a dense layer: all axes but the last.
+    pub fn positions(&self) -> usize {
+        self.input.axes().split_last().map_or(1, |(_, leading)| leading.iter().product())
+    }
+}
+
 /// A model whose layers fit together and whose output has the shape of its input.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvedModel {
@@ -77,6 +85,11 @@ impl ResolvedModel {
     /// Shape of one sample of the input, and of its reconstruction.
     pub fn input_shape(&self) -> &Shape {
         &self.spec.input
+    }
+
+    /// Whether all layers with weights are dense, and none of the others needs neighbouring pixels.
+    pub fn is_dense(&self) -> bool {
+        is_dense(&self.layers)
     }
 
     /// Shape of one sample's code.
@@ -182,9 +195,18 @@ impl ModelSpec {
         if entries.is_empty() {
             return Err(empty("no layer has parameters, so there is nothing to train"));
         }
-        let layout = Layout::new(entries);
+        let layout = Layout::new(entries, if is_dense(&layers) { Storage::Panels } else { Storage::Rows });
         Ok(ResolvedModel { spec: self.clone(), encoder_layers: self.encoder.len(), layers, layout })
     }
+}
+
+fn is_dense(layers: &[ResolvedLayer]) -> bool {
+    layers.iter().all(|layer| match &layer.spec {
+        // A single channel's bias gradient over many pixels is summed in lanes, an order of its own.
+        LayerSpec::Dense { units, use_bias, .. } => layer.positions() == 1 || *units > 1 || !use_bias,
+        LayerSpec::Flatten {} | LayerSpec::Reshape { .. } | LayerSpec::Activation { .. } => true,
+        _ => false,
+    })
 }
 
 /// What a layer makes of its input: the output's shape and the shapes of its parameters.

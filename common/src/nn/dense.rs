@@ -7,7 +7,7 @@ use crate::kernel::contraction::{
     After, Crew, CrewSize, Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient,
 };
 use crate::kernel::{Arithmetic, Precision};
-use crate::model::{Activation, LayerSpec, Layout, ResolvedLayer, ResolvedModel};
+use crate::model::{Activation, LayerSpec, Layout, ResolvedLayer};
 
 /// A dense layer with the activation that follows it.
 #[derive(Debug)]
@@ -18,21 +18,6 @@ pub(super) struct DenseLayer {
     kernel: Range<usize>,
     bias: Option<Range<usize>>,
     plan: Dense,
-}
-
-/// Whether all layers with weights are dense, and none of the others needs neighbouring pixels.
-pub(super) fn is_dense(model: &ResolvedModel) -> bool {
-    model.layers.iter().all(|layer| match &layer.spec {
-        // A single channel's bias gradient over many pixels is summed in lanes, an order of its own.
-        LayerSpec::Dense { units, use_bias, .. } => pixels(layer) == 1 || *units > 1 || !use_bias,
-        LayerSpec::Flatten {} | LayerSpec::Reshape { .. } | LayerSpec::Activation { .. } => true,
-        _ => false,
-    })
-}
-
-/// Positions of a sample that meet the same weights: all axes but the last.
-fn pixels(layer: &ResolvedLayer) -> usize {
-    layer.input.axes().split_last().map_or(1, |(_, leading)| leading.iter().product())
 }
 
 impl DenseLayer {
@@ -47,7 +32,7 @@ impl DenseLayer {
         else {
             return None;
         };
-        let shape = DenseShape { pixels: pixels(layer), inputs, outputs: *units };
+        let shape = DenseShape { pixels: layer.positions(), inputs, outputs: *units };
         Some(Self {
             activation: *activation,
             products: shape.pixels * shape.inputs * shape.outputs,

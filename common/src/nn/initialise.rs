@@ -15,9 +15,9 @@ pub fn initial_parameters(layout: &Layout, seed: u64) -> Vec<f32> {
         let window: usize = window.iter().product();
         let limit = (6.0 / (window * (fan_a + fan_b)) as f64).sqrt() as f32;
         let mut stream = Stream::new(seed, Purpose::Initialisation, tensor as u32, 0);
-        for value in &mut parameters[entry.range.clone()] {
-            *value = stream.uniform().mul_add(2.0, -1.0) * limit;
-        }
+        // Drawn row by row, however the tensor is stored.
+        let tensor: Vec<f32> = entry.range.clone().map(|_| stream.uniform().mul_add(2.0, -1.0) * limit).collect();
+        entry.write(&tensor, &mut parameters);
     }
     parameters
 }

@@ -1,6 +1,6 @@
 //! A model's forward and backward passes over a few samples at a time.
 
-use super::dense::{DenseLayer, DenseOperands, is_dense};
+use super::dense::{DenseLayer, DenseOperands};
 use super::linear::{ForwardPass, GradientPass, InputGradientPass, Linear};
 use super::live::LiveSizes;
 use super::loss::Loss;
@@ -81,7 +81,7 @@ impl Network {
     /// is said.
     pub fn new(model: &ResolvedModel, loss: Loss, arithmetic: impl Into<Arithmetic>) -> Self {
         let all: usize = model.layers.iter().map(|layer| layer.output.elements()).sum();
-        let pass_samples = if is_dense(model) {
+        let pass_samples = if model.is_dense() {
             (DENSE_PASS_FLOATS / all.max(1)).clamp(1, MAX_DENSE_PASS_SAMPLES)
         } else {
             (PASS_FLOATS / all.max(1)).clamp(4, MAX_PASS_SAMPLES) / 4 * 4
@@ -113,7 +113,7 @@ impl Network {
         let mut encoder_ops = 0;
         let mut packed_len = 0;
         let mut trained = false;
-        let is_dense = is_dense(model);
+        let is_dense = model.is_dense();
         for (i, (layer, live)) in model.layers.iter().zip(LiveSizes::of(model)).enumerate() {
             let op = if is_dense && let Some(dense) = DenseLayer::new(arithmetic, layer, &model.layout, pass_samples) {
                 Some(Op::Dense(Box::new(dense)))

@@ -58,7 +58,7 @@ impl Buffers {
 
     pub(super) fn gradient(&self, network: &Network) -> FloatBuffer {
         let used = lock(&self.gradients).pop();
-        used.unwrap_or_else(|| vec![0.0; network.parameters()].into())
+        used.unwrap_or_else(|| FloatBuffer::zeros(network.parameters()))
     }
 
     /// Memory for the leaf in which the sum of a whole node comes to lie.

@@ -26,6 +26,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use crate::kernel::AlignedFloats;
+
 /// The most slots of a region: one bit for each in a word.
 pub const MAX_SLOTS: u32 = 64;
 
@@ -250,12 +252,24 @@ impl Drop for Slot {
 #[derive(Debug)]
 pub enum FloatBuffer {
     /// Memory of this process.
-    Private(Vec<f32>),
+    Private(AlignedFloats),
     /// A slot of a region.
     Shared(Slot),
 }
 
 impl FloatBuffer {
+    /// A copy of `values` in memory of this process.
+    pub fn copy_of(values: &[f32]) -> Self {
+        let mut copy = Self::zeros(values.len());
+        copy.copy_from_slice(values);
+        copy
+    }
+
+    /// `len` zeros in memory of this process.
+    pub fn zeros(len: usize) -> Self {
+        Self::Private(AlignedFloats::zeros(len))
+    }
+
     /// The slot, if it is one.
     pub fn slot(&self) -> Option<&Slot> {
         match self {
@@ -267,13 +281,14 @@ impl FloatBuffer {
 
 impl Default for FloatBuffer {
     fn default() -> Self {
-        Self::Private(Vec::new())
+        Self::Private(AlignedFloats::default())
     }
 }
 
 impl From<Vec<f32>> for FloatBuffer {
+    /// A copy, which starts at a cache line.
     fn from(values: Vec<f32>) -> Self {
-        Self::Private(values)
+        Self::copy_of(&values)
     }
 }
 
@@ -306,7 +321,7 @@ impl AsRef<[f32]> for FloatBuffer {
 impl Clone for FloatBuffer {
     /// A copy in memory of this process.
     fn clone(&self) -> Self {
-        Self::Private(self.to_vec())
+        Self::copy_of(self)
     }
 }
 

@@ -33,13 +33,13 @@ impl Image {
 /// A model's reconstruction of `sample`. `margin` is lowered to how close a value came to a point where its derivative
 /// jumps.
 pub(super) fn forward(model: &ResolvedModel, parameters: &[f64], sample: &[f64], margin: &mut f64) -> Vec<f64> {
-    let tensor = |layer: &ResolvedLayer, name: &str| -> Option<&[f64]> {
+    let tensor = |layer: &ResolvedLayer, name: &str| -> Option<Vec<f64>> {
         let entry = model.layout.find(&format!("{}.{name}", layer.place))?;
-        Some(&parameters[entry.range.clone()])
+        Some((0..entry.range.len()).map(|element| parameters[entry.place(element)]).collect())
     };
     let mut values = sample.to_vec();
     for layer in &model.layers {
-        let kernel = tensor(layer, "kernel").unwrap_or_default();
+        let kernel = &tensor(layer, "kernel").unwrap_or_default()[..];
         let axes = layer.input.axes();
         let last = *layer.output.axes().last().unwrap();
         let image = |values: Vec<f64>| Image { height: axes[0], width: axes[1], channels: axes[2], values };

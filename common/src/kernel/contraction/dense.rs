@@ -6,23 +6,27 @@
 //! weight gradient:  gradient (inputs, outputs)      = input transposed * delta, as a tree over the leaves
 //! ```
 //!
-//! With large weights, memory is the bottleneck as often as arithmetic. So weights are read where they lie, once for each
-//! pass: who computes a panel of output columns copies the panel's operand together first. And a weight gradient is
-//! written once, after the tree over all leaves of the pass. Threads do not share copies: to fetch them from another
-//! core's cache takes longer than to make them. (The pairs of `pairs.rs` are made once, because that is more than a copy.)
+//! With large weights, memory is the bottleneck as often as arithmetic. So weights and their gradients lie in panels
+//! ([`PanelMatrix`]): a forward pass reads each of them where it lies, in one stretch, and fetches the next one while
+//! it computes. Where the loop needs another form, who computes a panel of output columns copies the panel's operand
+//! together first. A weight gradient is written once, after the tree over all leaves of the pass. Threads do not share
+//! copies: to fetch them from another core's cache takes longer than to make them. (The pairs of `pairs.rs` are made once,
+//! because that is more than a copy.)
 
 mod pairs;
 mod product;
 
-use product::{DeskLayout, First, GROUP, Product, Sums};
+use product::{DeskLayout, First, GROUP, Output, Product, Second, Sums};
 
 use super::crew::CrewSize;
 use super::{After, Crew, Panel};
+use crate::kernel::ahead::{Ahead, LINE};
 use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
 use crate::kernel::microkernel::{MAX_SEGMENTS, panel_widths};
 use crate::kernel::precision::{Arithmetic, Precision};
 use crate::kernel::transpose::{MatrixShape, transpose};
+use crate::model::PanelMatrix;
 
 /// Sizes of a dense layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +37,13 @@ pub struct DenseShape {
     pub inputs: usize,
     /// Floats of an output position.
     pub outputs: usize,
+}
+
+impl DenseShape {
+    /// How weights and their gradients lie.
+    pub fn weights(self) -> PanelMatrix {
+        PanelMatrix { rows: self.inputs, columns: self.outputs }
+    }
 }
 
 /// A plan for the three products of a dense layer; see the module's documentation.
@@ -69,9 +80,9 @@ impl Dense {
             precision,
             shape,
             max_rows,
-            forward: Product::new(isa, [max_rows, outputs], desk, |row| row * elements(inputs)),
-            input_gradient: Product::new(isa, [max_rows, inputs], desk, |row| row * elements(outputs)),
-            weight_gradient: Product::new(isa, [rows_of_gradient, outputs], desk, in_groups),
+            forward: Product::to_rows(isa, [max_rows, outputs], desk, |row| row * elements(inputs)),
+            input_gradient: Product::to_rows(isa, [max_rows, inputs], desk, |row| row * elements(outputs)),
+            weight_gradient: Product::to_panels(isa, shape.weights(), desk, in_groups),
             crew: CrewSize {
                 desk: panel_len + rows_of_gradient.next_multiple_of(GROUP) * max_rows,
                 groups: rows_of_gradient.div_ceil(GROUP),
@@ -102,10 +113,19 @@ impl Dense {
         let DenseForward { input, weights, bias, output, after } = operands;
         let rows = self.rows(samples);
         let pack = |panel: &Panel, packed: &mut [f32]| {
-            elementwise::copy_columns(self.isa, weights, outputs, panel.start, panel.columns, packed, panel.width);
+            let stored = self.shape.weights().panel_of(panel.start);
+            let (from, start) = (&weights[stored.range], panel.start - stored.start);
+            elementwise::copy_columns(self.isa, from, stored.columns, start, panel.columns, packed, panel.width);
         };
+        let source = |panel: &Panel| {
+            let stored = self.shape.weights().panel_of(panel.start);
+            let lines = stored.range.len() / LINE;
+            let from = weights[stored.range].as_ptr();
+            Some(Ahead { from, run: lines.max(1), stride: 0, lines: 0..lines })
+        };
+        let second = Second { stored: Some(weights), pack: &pack, source: &source };
         let sums = Sums { bias, after, ..Sums::in_one(rows, inputs) };
-        self.forward.multiply(sums, First::Rows(input), &pack, output, crew);
+        self.forward.multiply(sums, First::Rows(input), second, Output::Rows(output), crew);
     }
 
     /// Computes `input_gradient` (samples, pixels, inputs): `after(delta * weights transposed)`, outputs ascending.
@@ -121,14 +141,26 @@ impl Dense {
         let DenseInputGradient { delta, weights, input_gradient, after } = operands;
         let rows = self.rows(samples);
         let pack = |panel: &Panel, packed: &mut [f32]| {
-            let shape = MatrixShape::dense(panel.columns, outputs);
-            transpose(self.isa, &weights[panel.start * outputs..], shape, packed, panel.width);
+            for stored in self.shape.weights().panels() {
+                let shape = MatrixShape::dense(panel.columns, stored.columns);
+                let from = &weights[stored.range][panel.start * stored.columns..];
+                transpose(self.isa, from, shape, &mut packed[stored.start * panel.width..], panel.width);
+            }
         };
+        // Some rows of each panel of the weights.
+        let source = |panel: &Panel| {
+            let stored = self.shape.weights().panel_of(0);
+            let run = panel.columns * stored.columns / LINE;
+            let from = weights[panel.start * stored.columns..].as_ptr();
+            let runs = outputs / stored.columns;
+            (run > 0).then(|| Ahead { from, run, stride: stored.range.len(), lines: 0..run * runs })
+        };
+        let second = Second { stored: None, pack: &pack, source: &source };
         let sums = Sums { after, ..Sums::in_one(rows, outputs) };
-        self.input_gradient.multiply(sums, First::Rows(delta), &pack, input_gradient, crew);
+        self.input_gradient.multiply(sums, First::Rows(delta), second, Output::Rows(input_gradient), crew);
     }
 
-    /// Adds to `gradient` (inputs, outputs; then the bias' outputs, if there is one) the sum over samples and pixels of
+    /// Adds to `gradient` (inputs, outputs, in panels; then the bias' outputs, if there is one) the sum over samples and pixels of
     /// `input * delta`, or sets it to that sum. Leaves are sums of their own, added as a perfect binary tree; there
     /// must be a power of two of them, and just one if there is something to add to.
     ///
@@ -154,7 +186,8 @@ impl Dense {
         let sums =
             Sums { run_depth: pixels, segments: leaves, nodes, a_step: GROUP, accumulate, ..Sums::in_one(rows, depth) };
         let group = |group: usize, to: &mut [f32]| self.group_input(&input[..depth * inputs], group, depth, to);
-        self.weight_gradient.multiply(sums, First::Columns(&group), &pack, gradient, crew);
+        let output = Output::Panels(self.shape.weights(), gradient);
+        self.weight_gradient.multiply(sums, First::Columns(&group), Second::copied(&pack), output, crew);
     }
 
     /// Copies a group of input columns together, and a column of ones behind the last one.
@@ -179,7 +212,7 @@ impl Dense {
 pub struct DenseForward<'a> {
     /// (samples, pixels, inputs)
     pub input: &'a [f32],
-    /// (inputs, outputs)
+    /// (inputs, outputs), in panels: [`DenseShape::weights`].
     pub weights: &'a [f32],
     /// One for each output.
     pub bias: Option<&'a [f32]>,
@@ -193,7 +226,7 @@ pub struct DenseForward<'a> {
 pub struct DenseInputGradient<'a> {
     /// (samples, pixels, outputs)
     pub delta: &'a [f32],
-    /// (inputs, outputs)
+    /// (inputs, outputs), in panels: [`DenseShape::weights`].
     pub weights: &'a [f32],
     /// (samples, pixels, inputs)
     pub input_gradient: &'a mut [f32],
@@ -207,7 +240,7 @@ pub struct DenseWeightGradient<'a> {
     pub input: &'a [f32],
     /// (samples, pixels, outputs)
     pub delta: &'a [f32],
-    /// (inputs, outputs), then the bias' (outputs) if the layer has one.
+    /// (inputs, outputs) in panels, then the bias' (outputs) if the layer has one.
     pub gradient: &'a mut [f32],
     /// Whether `gradient` is added to or overwritten.
     pub accumulate: bool,

@@ -288,6 +288,7 @@ fn block<'a, E>(
         start: Start::Zero,
         finish: Finish::Keep,
         nodes: Precision::F32,
+        ahead: None,
     }
 }
 

@@ -130,6 +130,7 @@ impl Reduce {
                     start: if accumulate { Start::Accumulate } else { Start::Zero },
                     finish: Finish::Keep,
                     nodes: Precision::F32,
+                    ahead: None,
                 };
                 debug_assert!(panel_width(self.isa, panel.columns) <= SLACK);
                 // SAFETY: rows and runs were checked against one sample's sizes when the plan was made, and the lengths

@@ -8,7 +8,7 @@
 use bytemuck::{cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
-use super::product::{First, GROUP, Sums};
+use super::product::{First, GROUP, Output, Second, Sums};
 use super::{Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient};
 use crate::kernel::AlignedFloats;
 use crate::kernel::bf16::{self, Bf16Pair, RowPairs};
@@ -18,21 +18,23 @@ use crate::kernel::transpose::{MatrixShape, transpose};
 
 /// Fewer floats than this are not worth another thread: a few microseconds of one core.
 const MIN_SHARED_FLOATS: usize = 1 << 14;
-/// Pairs of a row of weights that are transposed at a time: a cache line.
+/// Pairs of a row of weights that are transposed at a time: a cache line, and half a row of a panel.
 const BLOCK: usize = 16;
 
 impl Dense {
     pub(super) fn forward_of_pairs(&self, samples: usize, operands: DenseForward<'_>, crew: &mut Crew) {
         let DenseForward { input, weights, bias, output, after } = operands;
-        let DenseShape { inputs, outputs, .. } = self.shape;
+        let inputs = self.shape.inputs;
         let (rows, depth) = (self.rows(samples), inputs.div_ceil(2));
         let pack = |panel: &Panel, packed: &mut [Bf16Pair]| {
-            let shape = RowPairs { columns: outputs, start: panel.start, count: panel.columns, distance: 1 };
-            bf16::pair_rows(self.isa, weights, shape, packed, panel.width);
+            let stored = self.shape.weights().panel_of(panel.start);
+            let start = panel.start - stored.start;
+            let shape = RowPairs { columns: stored.columns, start, count: panel.columns, distance: 1 };
+            bf16::pair_rows(self.isa, &weights[stored.range], shape, packed, panel.width);
         };
         let sums = Sums { bias, after, ..Sums::in_one(rows, depth) };
         self.with_pairs(&input[..rows * inputs], inputs, crew, |pairs, crew| {
-            self.forward.multiply(sums, First::Rows(pairs), &pack, output, crew);
+            self.forward.multiply(sums, First::Rows(pairs), Second::copied(&pack), Output::Rows(output), crew);
         });
     }
 
@@ -44,17 +46,21 @@ impl Dense {
             let mut block = [Bf16Pair::default(); SLACK * BLOCK];
             for first in (0..depth).step_by(BLOCK) {
                 let columns = (outputs - 2 * first).min(2 * BLOCK);
-                let shape = MatrixShape { rows: panel.columns, columns, stride: outputs };
+                // A block lies in one panel of the weights.
+                let stored = self.shape.weights().panel_of(2 * first);
+                let from = &weights[stored.range][panel.start * stored.columns + 2 * first - stored.start..];
+                let shape = MatrixShape { rows: panel.columns, columns, stride: stored.columns };
                 let pairs = MatrixShape::dense(panel.columns, columns.div_ceil(2));
                 let block = &mut block[..pairs.rows * pairs.columns];
-                bf16::pair_columns(self.isa, &weights[panel.start * outputs + 2 * first..], shape, block);
+                bf16::pair_columns(self.isa, from, shape, block);
                 let to = cast_slice_mut(&mut packed[first * panel.width..]);
                 transpose(self.isa, cast_slice(block), pairs, to, panel.width);
             }
         };
         let sums = Sums { after, ..Sums::in_one(rows, depth) };
         self.with_pairs(&delta[..rows * outputs], outputs, crew, |pairs, crew| {
-            self.input_gradient.multiply(sums, First::Rows(pairs), &pack, input_gradient, crew);
+            let (second, output) = (Second::copied(&pack), Output::Rows(input_gradient));
+            self.input_gradient.multiply(sums, First::Rows(pairs), second, output, crew);
         });
     }
 
@@ -101,7 +107,8 @@ impl Dense {
             accumulate,
             ..Sums::in_one(gradient.len() / outputs, depth)
         };
-        self.weight_gradient.multiply(sums, First::Columns(&group), &pack, gradient, crew);
+        let output = Output::Panels(self.shape.weights(), gradient);
+        self.weight_gradient.multiply(sums, First::Columns(&group), Second::copied(&pack), output, crew);
     }
 
     /// Calls `work` with the pairs of neighbours in rows of `columns` values, which all threads may read.

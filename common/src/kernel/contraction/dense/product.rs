@@ -1,11 +1,15 @@
 //! One matrix product whose work is shared by the threads of the pool.
 
+use std::ops::Range;
+
+use crate::kernel::ahead::{Ahead, LINE};
 use crate::kernel::contraction::crew::{Crew, Desk};
 use crate::kernel::contraction::{After, Panel, SLACK, index, panels};
 use crate::kernel::isa::Isa;
 use crate::kernel::microkernel::{self, Block, Finish, Row, Run, Start};
 use crate::kernel::precision::Precision;
 use crate::kernel::products::Element;
+use crate::model::{PANEL_COLUMNS, PanelMatrix};
 
 /// Fewer products than this are not worth another thread: about 10 us of one core.
 const MIN_SHARED_PRODUCTS: usize = 1 << 20;
@@ -15,6 +19,9 @@ const UNITS_PER_THREAD: usize = 24;
 /// Input columns that are copied together for a weight gradient, so that they lie side by side for each sample: a
 /// multiple of the rows of the microkernel's largest tiles (6 and 8), in whole cache lines.
 pub(super) const GROUP: usize = 48;
+
+/// How far ahead of the rows at hand memory is fetched that will be written: a tile of the largest height.
+const ROWS_AHEAD: usize = 8;
 
 /// How the scratch memory of a desk is divided.
 #[derive(Clone, Copy, Debug)]
@@ -29,58 +36,84 @@ pub(super) struct DeskLayout {
 #[derive(Debug)]
 pub(super) struct Product {
     isa: Isa,
-    rows: Vec<Row>,
+    /// Rows of whole panels, and of the last one if it is narrower, where outputs lie in panels.
+    rows: [Vec<Row>; 2],
     panels: Vec<Panel>,
+    columns: usize,
     desk: DeskLayout,
 }
 
 impl Product {
-    /// `rows` rows by `columns` columns. The operand of row `i` begins at `a(i)`.
-    pub(super) fn new(isa: Isa, [rows, columns]: [usize; 2], desk: DeskLayout, a: impl Fn(usize) -> usize) -> Self {
-        let row = |i: usize| Row { a: index(a(i)), c: index(i * columns) };
-        Self { isa, rows: (0..rows).map(row).collect(), panels: panels(isa, columns, 0), desk }
+    /// `rows` rows by `columns` columns, row by row. The operand of row `i` begins at `a(i)`.
+    pub(super) fn to_rows(
+        isa: Isa,
+        [rows, columns]: [usize; 2],
+        desk: DeskLayout,
+        a: impl Fn(usize) -> usize,
+    ) -> Self {
+        Self {
+            isa,
+            rows: [rows_of(rows, columns, a), Vec::new()],
+            panels: panels(isa, columns, 0),
+            columns,
+            desk,
+        }
     }
 
-    /// Computes the product in units of a panel by some rows. `pack` writes a panel of the second operand, `depth` rows
-    /// as wide as the panel.
+    /// As many outputs as the matrix has, and a row more, in panels: see [`Output::Panels`].
+    pub(super) fn to_panels(isa: Isa, matrix: PanelMatrix, desk: DeskLayout, a: impl Fn(usize) -> usize) -> Self {
+        let (rows, columns) = (matrix.rows + 1, matrix.columns);
+        let widths = [PANEL_COLUMNS.min(columns), columns % PANEL_COLUMNS];
+        let rows = widths.map(|width| rows_of(rows, width, &a));
+        Self { isa, rows, panels: panels(isa, columns, 0), columns, desk }
+    }
+
+    /// Computes the product in units of a panel by some rows.
     pub(super) fn multiply<E: Element>(
         &self,
         sums: Sums<'_>,
         first: First<'_, E>,
-        pack: &(dyn Fn(&Panel, &mut [E]) + Sync),
-        output: &mut [f32],
+        second: Second<'_, E>,
+        output: Output<'_>,
         crew: &mut Crew,
     ) {
-        let Sums { rows, depth, run_depth, segments, nodes, a_step, bias, accumulate, after } = sums;
-        let (rows, columns) = (&self.rows[..rows], self.panels.iter().map(|panel| panel.columns).sum::<usize>());
-        let Some(last) = rows.last() else { return };
+        let Sums { rows: row_count, depth, run_depth, segments, nodes, a_step, bias, accumulate, after } = sums;
+        let rows = self.rows.each_ref().map(|rows| &rows[..row_count.min(rows.len())]);
+        let Some(last) = rows[0].last() else { return };
         let operand_len = last.a as usize + depth.saturating_sub(1) * a_step + 1;
         assert!(first.holds(operand_len), "first operand too short");
-        assert!(output.len() >= last.c as usize + columns, "output too short");
+        assert!(output.holds(row_count, self.columns), "output too short");
         assert_eq!(segments.iter().sum::<usize>() * run_depth, depth, "segments make up the depth");
         if let After::Gate(gate) = after {
-            assert!(gate.len() >= last.c as usize + columns, "gate too short");
+            assert!(matches!(output, Output::Rows(_)), "gates lie row by row");
+            assert!(gate.len() >= row_count * self.columns, "gate too short");
         }
         let runs = [Run { a: 0, b: 0, depth: index(run_depth) }];
-        let unit_rows = unit_rows(rows.len(), self.panels.len(), crew.size());
-        let stretches = rows.len().div_ceil(unit_rows);
-        let output = Output(output.as_mut_ptr());
-        let worth_sharing = rows.len() * depth * columns >= MIN_SHARED_PRODUCTS;
+        let unit_rows = unit_rows(row_count, self.panels.len(), crew.size());
+        let stretches = row_count.div_ceil(unit_rows);
+        let output = output.places();
+        let worth_sharing = row_count * depth * self.columns >= MIN_SHARED_PRODUCTS;
         crew.share(self.panels.len() * stretches, worth_sharing, |unit, desk| {
-            let (panel_index, stretch) = (unit / stretches, unit % stretches * unit_rows);
+            let (panel_index, stretch) = (unit / stretches, unit % stretches);
             let panel = &self.panels[panel_index];
-            let rows = &rows[stretch..rows.len().min(stretch + unit_rows)];
+            let range = stretch * unit_rows..row_count.min((stretch + 1) * unit_rows);
             let Desk { scratch, panel: at_hand, groups } = desk;
             let scratch: &mut [E] = bytemuck::cast_slice_mut(scratch);
             let (packed, grouped) = scratch.split_at_mut(self.desk.panel_len);
-            let packed = &mut packed[..depth * panel.width];
-            if at_hand.replace(panel_index) != Some(panel_index) {
-                pack(panel, packed);
-            }
+            let (b, b_stride) = match second.in_place(panel, depth) {
+                Some(stored) => (stored, PANEL_COLUMNS),
+                None => {
+                    let packed = &mut packed[..depth * panel.width];
+                    if at_hand.replace(panel_index) != Some(panel_index) {
+                        (second.pack)(panel, packed);
+                    }
+                    (&*packed, panel.width)
+                }
+            };
             let a = match first {
                 First::Rows(operand) => operand,
                 First::Columns(copy) => {
-                    for group in stretch / GROUP..(stretch + rows.len()).div_ceil(GROUP) {
+                    for group in range.start / GROUP..range.end.div_ceil(GROUP) {
                         if !std::mem::replace(&mut groups[group], true) {
                             copy(group, &mut grouped[group * GROUP * self.desk.max_rows..]);
                         }
@@ -89,37 +122,56 @@ impl Product {
                     grouped
                 }
             };
-            let block = Block {
-                a: a.as_ptr(),
-                b: packed.as_ptr(),
-                c: output.column(panel.start),
-                rows,
-                runs: &runs,
-                segments,
-                a_repeat: run_depth * a_step,
-                b_repeat: run_depth,
-                a_step,
-                b_stride: panel.width,
-                columns: panel.columns,
-                start: match bias {
-                    _ if accumulate => Start::Accumulate,
-                    Some(bias) => Start::Bias(bias[panel.start..].as_ptr()),
-                    None => Start::Zero,
-                },
-                finish: match after {
-                    After::Keep => Finish::Keep,
-                    After::Relu => Finish::Relu,
-                    After::Gate(gate) => Finish::Gate(gate[panel.start..].as_ptr()),
-                },
-                nodes,
-            };
-            debug_assert!(panel.width <= SLACK);
-            // SAFETY: the lengths of `a`, `output` and the gate were checked above for the last row, and rows ascend;
-            // the segments go through `depth` rows of the packed panel, which are whole vectors wide; units are
-            // different panels or different rows, so that no two of them share an output.
-            unsafe { microkernel::run(self.isa, &block) }
+            let next_panel = self.panels.get(panel_index + 1).and_then(second.source);
+            let next_share = next_panel.map(|source| source.part(stretch, stretches));
+            for OutputPart { rows: part, narrow, c, ahead } in output.parts(panel, range) {
+                let mut bias_row = [rows[0][part.start]];
+                let rows = match part {
+                    // Of a row of its own, `c` is the place.
+                    Range { start, .. } if Some(start) == output.bias_row() => {
+                        bias_row[0].c = 0;
+                        &bias_row[..]
+                    }
+                    _ => &rows[usize::from(narrow)][part],
+                };
+                let block = Block {
+                    a: a.as_ptr(),
+                    b: b.as_ptr(),
+                    c,
+                    rows,
+                    runs: &runs,
+                    segments,
+                    a_repeat: run_depth * a_step,
+                    b_repeat: run_depth,
+                    a_step,
+                    b_stride,
+                    columns: panel.columns,
+                    start: match bias {
+                        _ if accumulate => Start::Accumulate,
+                        Some(bias) => Start::Bias(bias[panel.start..].as_ptr()),
+                        None => Start::Zero,
+                    },
+                    finish: match after {
+                        After::Keep => Finish::Keep,
+                        After::Relu => Finish::Relu,
+                        After::Gate(gate) => Finish::Gate(gate[panel.start..].as_ptr()),
+                    },
+                    nodes,
+                    ahead: ahead.or(next_share.clone()),
+                };
+                debug_assert!(panel.width <= SLACK);
+                // SAFETY: the lengths of `a`, `output` and the gate were checked above for the last row, and rows
+                // ascend; the segments go through `depth` rows of the panel, which are whole vectors wide; units are
+                // different panels or different rows, so that no two of them share an output.
+                unsafe { microkernel::run(self.isa, &block) }
+            }
         });
     }
+}
+
+/// Rows whose outputs are `width` apart.
+fn rows_of(rows: usize, width: usize, a: impl Fn(usize) -> usize) -> Vec<Row> {
+    (0..rows).map(|i| Row { a: index(a(i)), c: index(i * width) }).collect()
 }
 
 /// The first operand of a product.
@@ -185,18 +237,108 @@ fn unit_rows(rows: usize, panels: usize, threads: usize) -> usize {
     rows.div_ceil(units).next_multiple_of(GROUP)
 }
 
+/// The second operand of a product: `depth` rows by the output's columns.
+#[derive(Clone, Copy)]
+pub(super) struct Second<'a, E> {
+    /// The operand, if it lies in panels.
+    pub(super) stored: Option<&'a [E]>,
+    /// Copies a panel together, in rows as wide as the panel.
+    pub(super) pack: &'a (dyn Fn(&Panel, &mut [E]) + Sync),
+    /// Where a panel comes from, if it is worth fetching while the one before it is at hand.
+    pub(super) source: &'a (dyn Fn(&Panel) -> Option<Ahead> + Sync),
+}
+
+impl<'a, E> Second<'a, E> {
+    /// An operand of which every panel is copied together.
+    pub(super) fn copied(pack: &'a (dyn Fn(&Panel, &mut [E]) + Sync)) -> Self {
+        Self { stored: None, pack, source: &|_| None }
+    }
+
+    /// The panel, where it can be read as it lies: it is a whole one.
+    fn in_place(&self, panel: &Panel, depth: usize) -> Option<&'a [E]> {
+        let stored = self.stored.filter(|_| panel.columns == PANEL_COLUMNS)?;
+        Some(&stored[panel.start * depth..][..PANEL_COLUMNS * depth])
+    }
+}
+
+/// What a product writes.
+pub(super) enum Output<'a> {
+    /// Rows of all columns, one after the other.
+    Rows(&'a mut [f32]),
+    /// A matrix in panels; behind it, one more row of the product, if there is one: the gradient of a bias.
+    Panels(PanelMatrix, &'a mut [f32]),
+}
+
+impl Output<'_> {
+    /// Whether there is room for so many rows.
+    fn holds(&self, rows: usize, columns: usize) -> bool {
+        match self {
+            Self::Rows(output) => output.len() >= rows * columns,
+            Self::Panels(matrix, output) => {
+                matrix.columns == columns && rows <= matrix.rows + 1 && output.len() >= rows.max(matrix.rows) * columns
+            }
+        }
+    }
+
+    fn places(self) -> OutputPlaces {
+        match self {
+            Self::Rows(output) => OutputPlaces { matrix: None, start: output.as_mut_ptr() },
+            Self::Panels(matrix, output) => OutputPlaces { matrix: Some(matrix), start: output.as_mut_ptr() },
+        }
+    }
+}
+
 /// An output to which several threads write, each to places of its own.
 #[derive(Clone, Copy)]
-struct Output(*mut f32);
+struct OutputPlaces {
+    matrix: Option<PanelMatrix>,
+    start: *mut f32,
+}
 
 // SAFETY: an address may be known to any thread. Who writes through it says why nobody else does.
-unsafe impl Send for Output {}
+unsafe impl Send for OutputPlaces {}
 // SAFETY: as above.
-unsafe impl Sync for Output {}
+unsafe impl Sync for OutputPlaces {}
 
-impl Output {
-    /// The output from a column on.
-    fn column(self, column: usize) -> *mut f32 {
-        self.0.wrapping_add(column)
+/// Rows of a panel that one block can write.
+struct OutputPart {
+    rows: Range<usize>,
+    /// Whether rows are as far apart as in the last panel.
+    narrow: bool,
+    /// Where the panel's first row is, or the only one.
+    c: *mut f32,
+    /// Memory that will be written.
+    ahead: Option<Ahead>,
+}
+
+impl OutputPlaces {
+    /// The row that lies behind the matrix.
+    fn bias_row(&self) -> Option<usize> {
+        self.matrix.map(|matrix| matrix.rows)
+    }
+
+    /// The places of some rows of a panel.
+    fn parts(&self, panel: &Panel, rows: Range<usize>) -> impl Iterator<Item = OutputPart> {
+        let at = |place: usize| self.start.wrapping_add(place);
+        let (in_matrix, behind) = match self.matrix {
+            None => (OutputPart { rows, narrow: false, c: at(panel.start), ahead: None }, None),
+            Some(matrix) => {
+                let stored = matrix.panel_of(panel.start);
+                let c = at(stored.range.start + panel.start - stored.start);
+                let inside = rows.start..rows.end.min(matrix.rows);
+                let narrow = stored.columns < PANEL_COLUMNS.min(matrix.columns);
+                let lines = inside.len() * stored.columns / LINE;
+                let soon = at(stored.range.start + (inside.start + ROWS_AHEAD) * stored.columns);
+                let ahead = Ahead { from: soon, run: lines.max(1), stride: 0, lines: 0..lines };
+                let behind = (rows.end > matrix.rows).then(|| OutputPart {
+                    rows: matrix.rows..rows.end,
+                    narrow: false,
+                    c: at(matrix.elements() + panel.start),
+                    ahead: None,
+                });
+                (OutputPart { rows: inside, narrow, c, ahead: Some(ahead) }, behind)
+            }
+        };
+        [Some(in_matrix).filter(|part| !part.rows.is_empty()), behind].into_iter().flatten()
     }
 }
