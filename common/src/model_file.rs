@@ -178,7 +178,10 @@ fn parameters_from(path: &Path, bytes: &[u8], layout: &Layout) -> Result<Vec<f32
         let floats: Vec<f32> = tensor.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
         if let Some(at) = floats.iter().position(|value| !value.is_finite()) {
             let value = floats[at];
-            return Err(mismatch(format!("element {at} of tensor {:?} is {value}; weights must be finite", entry.name)));
+            return Err(mismatch(format!(
+                "element {at} of tensor {:?} is {value}; weights must be finite",
+                entry.name
+            )));
         }
         parameters.resize(entry.range.end, 0.0);
         entry.write(&floats, &mut parameters);

@@ -150,7 +150,7 @@ fn checkpoint() -> Vec<u8> {
         shown: Shown { loss: None, train_loss: None, validation_loss: None, training_time: Duration::ZERO },
     };
     let mut file = Vec::new();
-    let moments = Moments { first: vec![0.0; 10], second: vec![0.0; 10] };
+    let moments = Moments::zero(10);
     format::write(&mut file, &state, &[0.0; 10], &moments).expect("memory takes it");
     file
 }

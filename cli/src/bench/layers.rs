@@ -6,6 +6,7 @@ use anyhow::Context;
 use lockstep_common::kernel::{AlignedFloats, Arithmetic};
 use lockstep_common::model::ResolvedModel;
 use lockstep_common::nn::{Buffers, Lap, Loss, Network, Weights, initial_parameters, profile};
+use lockstep_common::shared_memory::FloatBuffer;
 use serde::{Deserialize, Serialize};
 
 use super::clock::{Effort, Measure, thread_time};
@@ -49,7 +50,7 @@ pub(super) fn measure(
     Ok(pool.install(|| {
         let network = Network::new(model, Loss::Mse, arithmetic);
         let samples = RandomSamples::new(batch, network.input_elements());
-        let parameters = initial_parameters(&model.layout, 0);
+        let parameters = FloatBuffer::from(initial_parameters(&model.layout, 0));
         let mut packed = AlignedFloats::zeros(network.packed_len());
         network.pack(&parameters, &mut packed);
         let weights = Weights { parameters: &parameters, packed: &packed };

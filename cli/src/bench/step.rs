@@ -11,6 +11,7 @@ use lockstep_common::optim::adam::{self, Moments};
 use lockstep_common::protocol::CHUNK_FLOATS;
 use lockstep_common::reduce::Tree;
 use lockstep_common::rng::{Purpose, Stream};
+use lockstep_common::shared_memory::FloatBuffer;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -79,8 +80,8 @@ impl LeafSource for RandomSamples {
 
 /// Everything that a step changes.
 struct State {
-    parameters: Vec<f32>,
-    updated: Vec<f32>,
+    parameters: FloatBuffer,
+    updated: FloatBuffer,
     packed: AlignedFloats,
     moments: Moments,
 }
@@ -98,8 +99,8 @@ pub(super) fn measure(
     let buffers = Buffers::default();
     let len = network.parameters();
     let mut state = State {
-        parameters: initial_parameters(&model.layout, 0),
-        updated: vec![0.0; len],
+        parameters: initial_parameters(&model.layout, 0).into(),
+        updated: FloatBuffer::zeros(len),
         packed: AlignedFloats::zeros(network.packed_len()),
         moments: Moments::zero(len),
     };

@@ -108,7 +108,7 @@ pub fn read(mut file: impl Read, length: u64) -> Result<Checkpoint, CheckpointEr
         return damaged("its content does not fit its checksum".to_owned());
     }
     let state = state::decode(&state).map_err(CheckpointError::State)?;
-    Ok(Checkpoint { state, parameters, moments: Moments { first, second } })
+    Ok(Checkpoint { state, parameters, moments: Moments { first: first.into(), second: second.into() } })
 }
 
 struct Header {
@@ -209,7 +209,7 @@ mod tests {
             },
         };
         let vector = |scale: f32| (0..parameters).map(|i| i as f32 * scale - 1.0).collect::<Vec<f32>>();
-        let moments = Moments { first: vector(1e-40), second: vector(f32::MAX) };
+        let moments = Moments { first: vector(1e-40).into(), second: vector(f32::MAX).into() };
         Checkpoint { state, parameters: vector(0.1), moments }
     }
 

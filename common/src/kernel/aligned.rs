@@ -9,7 +9,7 @@ use std::ops::{Deref, DerefMut};
 struct Line([f32; 16]);
 
 /// A slice of floats that starts at a cache line: a vector that crosses the border of two lines costs two accesses.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct AlignedFloats {
     lines: Vec<Line>,
     len: usize,
@@ -19,6 +19,33 @@ impl AlignedFloats {
     /// `len` zeros.
     pub fn zeros(len: usize) -> Self {
         Self { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
+    }
+}
+
+impl From<Vec<f32>> for AlignedFloats {
+    /// A copy.
+    fn from(values: Vec<f32>) -> Self {
+        let mut copy = Self::zeros(values.len());
+        copy.copy_from_slice(&values);
+        copy
+    }
+}
+
+impl Clone for AlignedFloats {
+    fn clone(&self) -> Self {
+        Self { lines: self.lines.clone(), len: self.len }
+    }
+
+    /// Uses the memory that is there.
+    fn clone_from(&mut self, source: &Self) {
+        self.lines.clone_from(&source.lines);
+        self.len = source.len;
+    }
+}
+
+impl PartialEq for AlignedFloats {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
     }
 }
 

@@ -99,10 +99,11 @@ pub(super) fn panel_widths(isa: Isa) -> &'static [usize] {
 }
 
 impl<E> Block<'_, E> {
-    /// Whether repeats go on where the last one ended, so that a segment is one long run.
-    fn is_one_stretch(&self) -> bool {
-        matches!(self.runs, [Run { depth, .. }]
-            if self.a_repeat == *depth as usize * self.a_step && self.b_repeat == *depth as usize)
+    /// The only run, if each repeat goes on where the one before it ended: then a segment is one long run.
+    fn stretch(&self) -> Option<Run> {
+        let &[run] = self.runs else { return None };
+        let depth = run.depth as usize;
+        (self.a_repeat == depth * self.a_step && self.b_repeat == depth).then_some(run)
     }
 
     /// Pieces of the summed index that a tile goes through.
@@ -110,9 +111,8 @@ impl<E> Block<'_, E> {
         let of_runs = |factor: usize| -> usize {
             self.runs.iter().map(|run| (run.depth as usize * factor).div_ceil(PIECE)).sum()
         };
-        let of_segment =
-            |&repeats: &usize| if self.is_one_stretch() { of_runs(repeats) } else { repeats * of_runs(1) };
-        self.segments.iter().map(of_segment).sum()
+        let in_one = self.stretch().is_some();
+        self.segments.iter().map(|&repeats| if in_one { of_runs(repeats) } else { repeats * of_runs(1) }).sum()
     }
 }
 
@@ -324,25 +324,33 @@ unsafe fn sum_segments<P: Products, const R: usize, const V: usize>(
     subtrees: &mut [Sums; MAX_LEVELS + 1],
     fetching: &mut Fetching,
 ) {
-    let one_stretch = block.is_one_stretch();
+    let stretch = block.stretch();
     // A single segment may go on in another block.
     let rounded = block.nodes == Precision::Bf16 && block.segments.len() > 1;
     let mut waiting = 0;
     // SAFETY: `Sums` hold R * V vectors, which are stored before they are read; operands are readable by the caller's promise; bases past the last segment
     // are never read from.
     unsafe {
-        let mut a = block.a;
-        let mut b = block.b;
+        let mut a_rows = [block.a; R];
         let mut acc = [[P::Sums::splat(0.0); V]; R];
         for i in 0..R {
+            a_rows[i] = block.a.wrapping_add(rows[i].a as usize);
             for v in 0..V {
                 acc[i][v] = P::Sums::load(starts.add((i * V + v) * P::Sums::LANES));
             }
         }
+        let (mut a, mut b) = (stretch.map_or(0, |run| run.a as isize), block.b);
+        if let Some(run) = stretch {
+            b = b.wrapping_add(run.b as usize * block.b_stride);
+        }
         for (k, &repeats) in block.segments.iter().enumerate() {
-            let (repeats_of_runs, depth_factor) = if one_stretch { (1, repeats) } else { (repeats, 1) };
-            products::<P, R, V>(block, (a, b), rows, (repeats_of_runs, depth_factor), &mut acc, fetching);
-            a = a.wrapping_add(repeats * block.a_repeat);
+            match stretch {
+                Some(run) => {
+                    products::<P, R, V>(block, &a_rows, a, b, repeats * run.depth as usize, &mut acc, fetching);
+                }
+                None => products_of_runs::<P, R, V>(block, &a_rows, (a, b), repeats, &mut acc, fetching),
+            }
+            a += (repeats * block.a_repeat) as isize;
             b = b.wrapping_add(repeats * block.b_repeat * block.b_stride);
             let in_registers = if rounded { 0 } else { k.trailing_ones() };
             for _ in 0..in_registers {
@@ -391,47 +399,54 @@ unsafe fn add_rounded(subtrees: &mut [Sums], left: usize, len: usize) {
     }
 }
 
-/// The register-critical loop: all products of one segment, whose operands begin at `a` and `b`, added to `R` x `V`
-/// accumulators. The runs are gone through `repeats` times, each with `depth_factor` times its depth.
+/// All products of one segment, whose operands begin at `a` and `b`: the runs, `repeats` times.
 #[inline(always)]
-unsafe fn products<P: Products, const R: usize, const V: usize>(
+unsafe fn products_of_runs<P: Products, const R: usize, const V: usize>(
     block: &Block<'_, P::Element>,
-    (a, b): (*const P::Element, *const P::Element),
-    rows: &[Row; R],
-    (repeats, depth_factor): (usize, usize),
+    a_rows: &[*const P::Element; R],
+    (mut a, mut b): (isize, *const P::Element),
+    repeats: usize,
     acc: &mut [[Vector<P>; V]; R],
     fetching: &mut Fetching,
 ) {
-    // SAFETY: operands are readable by the caller's promise.
-    unsafe {
-        let mut a_rows = [a; R];
-        for i in 0..R {
-            a_rows[i] = a.add(rows[i].a as usize);
+    for _ in 0..repeats {
+        for run in block.runs {
+            let (a, b) = (a + run.a as isize, b.wrapping_add(run.b as usize * block.b_stride));
+            // SAFETY: operands are readable by the caller's promise.
+            unsafe { products::<P, R, V>(block, a_rows, a, b, run.depth as usize, acc, fetching) }
         }
-        let mut b_base = b;
-        let mut a_base = 0isize;
-        for _ in 0..repeats {
-            for run in block.runs {
-                let mut a = a_base + run.a as isize;
-                let mut b = b_base.wrapping_add(run.b as usize * block.b_stride);
-                let mut left = run.depth as usize * depth_factor;
-                while left > 0 {
-                    let piece = left.min(PIECE);
-                    fetching.some();
-                    for _ in 0..piece {
-                        part::<P, R, V, 0>(&a_rows, a, b, acc);
-                        if P::PARTS > 1 {
-                            part::<P, R, V, 1>(&a_rows, a, b, acc);
-                        }
-                        a += block.a_step as isize;
-                        b = b.wrapping_add(block.b_stride);
-                    }
-                    left -= piece;
+        a += block.a_repeat as isize;
+        b = b.wrapping_add(block.b_repeat * block.b_stride);
+    }
+}
+
+/// The register-critical loop: `depth` products, added to `R` x `V` accumulators.
+#[inline(always)]
+unsafe fn products<P: Products, const R: usize, const V: usize>(
+    block: &Block<'_, P::Element>,
+    a_rows: &[*const P::Element; R],
+    mut a: isize,
+    mut b: *const P::Element,
+    depth: usize,
+    acc: &mut [[Vector<P>; V]; R],
+    fetching: &mut Fetching,
+) {
+    let mut left = depth;
+    while left > 0 {
+        fetching.some();
+        let piece = left.min(PIECE);
+        for _ in 0..piece {
+            // SAFETY: operands are readable by the caller's promise.
+            unsafe {
+                part::<P, R, V, 0>(a_rows, a, b, acc);
+                if P::PARTS > 1 {
+                    part::<P, R, V, 1>(a_rows, a, b, acc);
                 }
             }
-            a_base += block.a_repeat as isize;
-            b_base = b_base.wrapping_add(block.b_repeat * block.b_stride);
+            a += block.a_step as isize;
+            b = b.wrapping_add(block.b_stride);
         }
+        left -= piece;
     }
 }
 

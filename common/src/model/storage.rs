@@ -77,7 +77,10 @@ impl PanelMatrix {
         assert_eq!([rows.len(), stored.len()], [self.elements(); 2], "elements of the matrix");
         for StoredPanel { range, start, columns } in self.panels() {
             let values = rows.chunks_exact(self.columns).map(|row| &row[start..start + columns]);
-            stored[range].chunks_exact_mut(columns).zip(values).for_each(|(place, values)| place.copy_from_slice(values));
+            stored[range]
+                .chunks_exact_mut(columns)
+                .zip(values)
+                .for_each(|(place, values)| place.copy_from_slice(values));
         }
     }
 

@@ -14,8 +14,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::Isa;
 use crate::kernel::elementwise::{self, AdamSlices, AdamStep};
+use crate::kernel::{AlignedFloats, Isa};
 
 /// Where epsilon is added; see the module's documentation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,15 +89,15 @@ impl Adam {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Moments {
     /// Running mean of gradients.
-    pub first: Vec<f32>,
+    pub first: AlignedFloats,
     /// Running mean of squared gradients.
-    pub second: Vec<f32>,
+    pub second: AlignedFloats,
 }
 
 impl Moments {
     /// The moments before the first step.
     pub fn zero(parameters: usize) -> Self {
-        Self { first: vec![0.0; parameters], second: vec![0.0; parameters] }
+        Self { first: AlignedFloats::zeros(parameters), second: AlignedFloats::zeros(parameters) }
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lockstep_common::hash::{Digest, DigestBuilder};
 use lockstep_common::kernel::elementwise::{AdamSlices, AdamStep, SquareSum};
 use lockstep_common::kernel::{Arithmetic, Isa};
-use lockstep_common::optim::adam::{self, Moments};
+use lockstep_common::optim::adam;
 use lockstep_common::reduce::{NodeId, Reduction, add_nodes};
 use lockstep_common::shared_memory::FloatBuffer;
 
@@ -50,24 +50,25 @@ pub(super) struct Chunk {
     /// Of the last version.
     pub(super) digest: Digest,
     /// The moments before the round at hand, if its step was taken here while other chunks' sums were not complete.
-    before: Moments,
+    before: [Vec<f32>; 2],
     pub(super) stepped_early: bool,
 }
 
 impl Chunk {
     /// Keeps the moments, so that a step can be taken back.
     pub(super) fn keep(&mut self, first_moment: &[f32], second_moment: &[f32]) {
-        self.before.first.clear();
-        self.before.first.extend_from_slice(first_moment);
-        self.before.second.clear();
-        self.before.second.extend_from_slice(second_moment);
+        for (before, moment) in self.before.iter_mut().zip([first_moment, second_moment]) {
+            before.clear();
+            before.extend_from_slice(moment);
+        }
         self.stepped_early = true;
     }
 
     /// Takes a step back.
     pub(super) fn undo(&self, first_moment: &mut [f32], second_moment: &mut [f32]) {
-        first_moment.copy_from_slice(&self.before.first);
-        second_moment.copy_from_slice(&self.before.second);
+        let [first, second] = &self.before;
+        first_moment.copy_from_slice(first);
+        second_moment.copy_from_slice(second);
     }
 
     /// Whether the complete sum and its loss are finite.

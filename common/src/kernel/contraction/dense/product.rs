@@ -16,6 +16,12 @@ const MIN_SHARED_PRODUCTS: usize = 1 << 20;
 /// Units for each thread, so that one that is disturbed does not hold up the others for long.
 const UNITS_PER_THREAD: usize = 24;
 
+/// Elements of copied columns that are gone through for one panel after the other: 512 KiB, so that they stay in the L2
+/// cache beside the panel.
+const BAND: usize = 128 << 10;
+/// Fewer rows than this are not worth copying a panel.
+const MIN_BAND_ROWS: usize = 192;
+
 /// Input columns that are copied together for a weight gradient, so that they lie side by side for each sample: a
 /// multiple of the rows of the microkernel's largest tiles (6 and 8), in whole cache lines.
 pub(super) const GROUP: usize = 48;
@@ -45,19 +51,8 @@ pub(super) struct Product {
 
 impl Product {
     /// `rows` rows by `columns` columns, row by row. The operand of row `i` begins at `a(i)`.
-    pub(super) fn to_rows(
-        isa: Isa,
-        [rows, columns]: [usize; 2],
-        desk: DeskLayout,
-        a: impl Fn(usize) -> usize,
-    ) -> Self {
-        Self {
-            isa,
-            rows: [rows_of(rows, columns, a), Vec::new()],
-            panels: panels(isa, columns, 0),
-            columns,
-            desk,
-        }
+    pub(super) fn to_rows(isa: Isa, [rows, columns]: [usize; 2], desk: DeskLayout, a: impl Fn(usize) -> usize) -> Self {
+        Self { isa, rows: [rows_of(rows, columns, a), Vec::new()], panels: panels(isa, columns, 0), columns, desk }
     }
 
     /// As many outputs as the matrix has, and a row more, in panels: see [`Output::Panels`].
@@ -89,14 +84,12 @@ impl Product {
             assert!(gate.len() >= row_count * self.columns, "gate too short");
         }
         let runs = [Run { a: 0, b: 0, depth: index(run_depth) }];
-        let unit_rows = unit_rows(row_count, self.panels.len(), crew.size());
-        let stretches = row_count.div_ceil(unit_rows);
+        let units = self.units(row_count, &first, depth, crew.size());
         let output = output.places();
         let worth_sharing = row_count * depth * self.columns >= MIN_SHARED_PRODUCTS;
-        crew.share(self.panels.len() * stretches, worth_sharing, |unit, desk| {
-            let (panel_index, stretch) = (unit / stretches, unit % stretches);
+        crew.share(units.count(), worth_sharing, |unit, desk| {
+            let Unit { panel: panel_index, stretch, rows: range } = units.get(unit);
             let panel = &self.panels[panel_index];
-            let range = stretch * unit_rows..row_count.min((stretch + 1) * unit_rows);
             let Desk { scratch, panel: at_hand, groups } = desk;
             let scratch: &mut [E] = bytemuck::cast_slice_mut(scratch);
             let (packed, grouped) = scratch.split_at_mut(self.desk.panel_len);
@@ -123,7 +116,7 @@ impl Product {
                 }
             };
             let next_panel = self.panels.get(panel_index + 1).and_then(second.source);
-            let next_share = next_panel.map(|source| source.part(stretch, stretches));
+            let next_share = next_panel.map(|source| source.part(stretch, units.stretches));
             for OutputPart { rows: part, narrow, c, ahead } in output.parts(panel, range) {
                 let mut bias_row = [rows[0][part.start]];
                 let rows = match part {
@@ -166,6 +159,53 @@ impl Product {
                 unsafe { microkernel::run(self.isa, &block) }
             }
         });
+    }
+
+    /// How the product is divided into units of work.
+    fn units<E>(&self, rows: usize, first: &First<'_, E>, depth: usize, threads: usize) -> Units {
+        let bands = match first {
+            First::Rows(_) => 1,
+            First::Columns(_) => rows.div_ceil((BAND / depth.max(1)).max(MIN_BAND_ROWS)),
+        };
+        let band_rows = rows.div_ceil(bands).next_multiple_of(GROUP);
+        let wanted = if threads == 1 { 1 } else { (threads * UNITS_PER_THREAD).div_ceil(self.panels.len() * bands) };
+        let unit_rows = band_rows.div_ceil(wanted).next_multiple_of(GROUP);
+        Units { rows, bands, band_rows, panels: self.panels.len(), stretches: band_rows.div_ceil(unit_rows), unit_rows }
+    }
+}
+
+/// Units of work in the order in which they are best done: band by band of the rows, panel by panel, stretch by stretch
+/// of the band's rows.
+#[derive(Clone, Copy)]
+struct Units {
+    rows: usize,
+    bands: usize,
+    band_rows: usize,
+    panels: usize,
+    stretches: usize,
+    unit_rows: usize,
+}
+
+/// Some rows of a panel.
+struct Unit {
+    panel: usize,
+    /// Its place among the units of the same band and panel.
+    stretch: usize,
+    /// May be empty.
+    rows: Range<usize>,
+}
+
+impl Units {
+    fn count(&self) -> usize {
+        self.bands * self.panels * self.stretches
+    }
+
+    fn get(&self, unit: usize) -> Unit {
+        let (place, stretch) = (unit / self.stretches, unit % self.stretches);
+        let (band, panel) = (place / self.panels, place % self.panels);
+        let end = self.rows.min((band + 1) * self.band_rows);
+        let start = (band * self.band_rows + stretch * self.unit_rows).min(end);
+        Unit { panel, stretch, rows: start..end.min(start + self.unit_rows) }
     }
 }
 
@@ -226,15 +266,6 @@ impl Sums<'_> {
             after: After::Keep,
         }
     }
-}
-
-/// Rows of a unit of work, so that there are enough units for all threads to be done at the same time.
-fn unit_rows(rows: usize, panels: usize, threads: usize) -> usize {
-    if threads == 1 {
-        return rows;
-    }
-    let units = (threads * UNITS_PER_THREAD).div_ceil(panels);
-    rows.div_ceil(units).next_multiple_of(GROUP)
 }
 
 /// The second operand of a product: `depth` rows by the output's columns.
@@ -330,8 +361,8 @@ impl OutputPlaces {
                 let lines = inside.len() * stored.columns / LINE;
                 let soon = at(stored.range.start + (inside.start + ROWS_AHEAD) * stored.columns);
                 let ahead = Ahead { from: soon, run: lines.max(1), stride: 0, lines: 0..lines };
-                let behind = (rows.end > matrix.rows).then(|| OutputPart {
-                    rows: matrix.rows..rows.end,
+                let behind = rows.contains(&matrix.rows).then(|| OutputPart {
+                    rows: matrix.rows..matrix.rows + 1,
                     narrow: false,
                     c: at(matrix.elements() + panel.start),
                     ahead: None,
