@@ -8,11 +8,12 @@
 //! What is said here of products of floats holds for pairs of bfloat16 numbers too ([`Element`]), whose product is a sum
 //! of two: the summed index goes through pairs.
 
+mod tile;
+
 use super::ahead::{Ahead, Fetching};
-use super::bf16;
 use super::isa::{Isa, Kind};
 use super::precision::Precision;
-use super::products::{Element, Products, Vector};
+use super::products::{Element, Products};
 use super::simd::{Scalar, Simd};
 
 /// Where a row of outputs finds its first operand, and where it goes.
@@ -209,268 +210,25 @@ unsafe fn rows<P: Products, const R: usize, const V: usize>(block: &Block<'_, P:
 
 #[inline(always)]
 unsafe fn rows_of_width<P: Products, const R: usize, const V: usize, const WHOLE: bool>(block: &Block<'_, P::Element>) {
-    let mut rest = block.rows;
-    let occasions = block.ahead.as_ref().map_or(0, |_| rest.len().div_ceil(R) * block.pieces());
+    let occasions = block.ahead.as_ref().map_or(0, |_| block.rows.len().div_ceil(R) * block.pieces());
     let mut fetching = Fetching::new(block.ahead.as_ref(), occasions);
-    let fetching = &mut fetching;
+    let (tiles, mut rest) = block.rows.as_chunks::<R>();
     // SAFETY: as for `rows`.
     unsafe {
-        while let Some((rows, after)) = rest.split_first_chunk::<R>() {
-            tile::<P, R, V, WHOLE>(block, rows, fetching);
-            rest = after;
-        }
+        tile::all::<P, R, V, WHOLE>(block, tiles, &mut fetching);
         if R > 4
             && let Some((rows, after)) = rest.split_first_chunk::<4>()
         {
-            tile::<P, 4, V, WHOLE>(block, rows, fetching);
+            tile::all::<P, 4, V, WHOLE>(block, &[*rows], &mut fetching);
             rest = after;
         }
         if R > 2
             && let Some((rows, after)) = rest.split_first_chunk::<2>()
         {
-            tile::<P, 2, V, WHOLE>(block, rows, fetching);
+            tile::all::<P, 2, V, WHOLE>(block, &[*rows], &mut fetching);
             rest = after;
         }
-        while let Some((rows, after)) = rest.split_first_chunk::<1>() {
-            tile::<P, 1, V, WHOLE>(block, rows, fetching);
-            rest = after;
-        }
-    }
-}
-
-/// Sums of a tile in memory. The largest one of any instruction set has 8 rows of 64 columns.
-#[repr(align(64))]
-struct Sums(std::mem::MaybeUninit<[f32; 8 * 64]>);
-
-impl Sums {
-    const UNINIT: Self = Self(std::mem::MaybeUninit::uninit());
-
-    fn as_mut_ptr(&mut self) -> *mut f32 {
-        self.0.as_mut_ptr().cast()
-    }
-}
-
-/// One tile: start values, products and the tree of the segments in registers, results from memory to `c`.
-///
-/// The start values take the way through memory so that the compiler does not know them to be equal; it would merge
-/// accumulators and shuffle them apart again.
-#[inline(always)]
-unsafe fn tile<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
-    block: &Block<'_, P::Element>,
-    rows: &[Row; R],
-    fetching: &mut Fetching,
-) {
-    let mut starts = Sums::UNINIT;
-    // Sums of complete subtrees of segments, the largest first, none of them under another one.
-    let mut subtrees = [Sums::UNINIT; MAX_LEVELS + 1];
-    let lanes = |v: usize| {
-        if WHOLE { P::Sums::LANES } else { block.columns.saturating_sub(v * P::Sums::LANES).min(P::Sums::LANES) }
-    };
-    // SAFETY: `Sums` hold R * V vectors; partial accesses stay within the block's columns, and whole ones happen only
-    // when all columns of the panel are there; the rest is the caller's promise.
-    unsafe {
-        let load = |from: *const f32, v: usize| {
-            if WHOLE { P::Sums::load(from.add(v * P::Sums::LANES)) } else { partial::<P::Sums>(from, v, lanes(v)) }
-        };
-        let starts = starts.as_mut_ptr();
-        for (i, row) in rows.iter().enumerate() {
-            for v in 0..V {
-                let start = match block.start {
-                    Start::Zero => P::Sums::splat(0.0),
-                    Start::Accumulate => load(block.c.add(row.c as usize), v),
-                    Start::Bias(bias) => P::start(load(bias, v)),
-                };
-                P::Sums::store(starts.add((i * V + v) * P::Sums::LANES), start);
-            }
-        }
-        sum_segments::<P, R, V>(block, rows, starts, &mut subtrees, fetching);
-        let sums = subtrees[0].as_mut_ptr();
-        for (i, row) in rows.iter().enumerate() {
-            for v in 0..V {
-                let sum = P::Sums::load(sums.add((i * V + v) * P::Sums::LANES));
-                let result = match block.finish {
-                    Finish::Keep => sum,
-                    Finish::Relu => P::Sums::gate(sum, sum),
-                    Finish::Gate(gate) => P::Sums::gate(load(gate.add(row.c as usize), v), sum),
-                };
-                let to = block.c.add(row.c as usize + v * P::Sums::LANES);
-                if WHOLE {
-                    P::Sums::store(to, result);
-                } else if lanes(v) > 0 {
-                    P::Sums::store_partial(to, result, lanes(v));
-                }
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn partial<S: Simd>(from: *const f32, v: usize, lanes: usize) -> S::Vector {
-    // SAFETY: the caller's columns cover the lanes; no lane, no access.
-    unsafe { if lanes == 0 { S::splat(0.0) } else { S::load_partial(from.add(v * S::LANES), lanes) } }
-}
-
-/// The sums of all segments, added as a tree, into `subtrees[0]`.
-///
-/// Segment `k` completes as many subtrees as `k` has ones at its end in binary: then their left halves wait on the
-/// stack, the last one on top.
-// Counted loops over the const sizes are what the compiler unrolls; iterators over the same arrays it does not always.
-#[expect(clippy::needless_range_loop)]
-#[inline(always)]
-unsafe fn sum_segments<P: Products, const R: usize, const V: usize>(
-    block: &Block<'_, P::Element>,
-    rows: &[Row; R],
-    starts: *const f32,
-    subtrees: &mut [Sums; MAX_LEVELS + 1],
-    fetching: &mut Fetching,
-) {
-    let stretch = block.stretch();
-    // A single segment may go on in another block.
-    let rounded = block.nodes == Precision::Bf16 && block.segments.len() > 1;
-    let mut waiting = 0;
-    // SAFETY: `Sums` hold R * V vectors, which are stored before they are read; operands are readable by the caller's promise; bases past the last segment
-    // are never read from.
-    unsafe {
-        let mut a_rows = [block.a; R];
-        let mut acc = [[P::Sums::splat(0.0); V]; R];
-        for i in 0..R {
-            a_rows[i] = block.a.wrapping_add(rows[i].a as usize);
-            for v in 0..V {
-                acc[i][v] = P::Sums::load(starts.add((i * V + v) * P::Sums::LANES));
-            }
-        }
-        let (mut a, mut b) = (stretch.map_or(0, |run| run.a as isize), block.b);
-        if let Some(run) = stretch {
-            b = b.wrapping_add(run.b as usize * block.b_stride);
-        }
-        for (k, &repeats) in block.segments.iter().enumerate() {
-            match stretch {
-                Some(run) => {
-                    products::<P, R, V>(block, &a_rows, a, b, repeats * run.depth as usize, &mut acc, fetching);
-                }
-                None => products_of_runs::<P, R, V>(block, &a_rows, (a, b), repeats, &mut acc, fetching),
-            }
-            a += (repeats * block.a_repeat) as isize;
-            b = b.wrapping_add(repeats * block.b_repeat * block.b_stride);
-            let in_registers = if rounded { 0 } else { k.trailing_ones() };
-            for _ in 0..in_registers {
-                waiting -= 1;
-                let left = subtrees[waiting].as_mut_ptr();
-                for i in 0..R {
-                    for v in 0..V {
-                        acc[i][v] = P::Sums::add(P::Sums::load(left.add((i * V + v) * P::Sums::LANES)), acc[i][v]);
-                    }
-                }
-            }
-            let sums = subtrees[waiting].as_mut_ptr();
-            for i in 0..R {
-                for v in 0..V {
-                    P::Sums::store(sums.add((i * V + v) * P::Sums::LANES), acc[i][v]);
-                }
-            }
-            if rounded {
-                let len = R * V * P::Sums::LANES;
-                let sums = std::slice::from_raw_parts_mut(sums, len);
-                for sum in &mut *sums {
-                    *sum = bf16::round(*sum);
-                }
-                for _ in 0..k.trailing_ones() {
-                    waiting -= 1;
-                    add_rounded(subtrees, waiting, len);
-                }
-            }
-            waiting += 1;
-            // Only a single segment starts from anything else.
-            acc = [[P::Sums::splat(0.0); V]; R];
-        }
-    }
-}
-
-/// Adds the subtree above `left` to it, and rounds.
-///
-/// # Safety
-/// `len` floats of both are initialised, and there are as many.
-#[inline(always)]
-unsafe fn add_rounded(subtrees: &mut [Sums], left: usize, len: usize) {
-    let [left, right] = [left, left + 1].map(|at| subtrees[at].as_mut_ptr());
-    for i in 0..len {
-        // SAFETY: the caller's promise.
-        unsafe { *left.add(i) = bf16::round(*left.add(i) + *right.add(i)) }
-    }
-}
-
-/// All products of one segment, whose operands begin at `a` and `b`: the runs, `repeats` times.
-#[inline(always)]
-unsafe fn products_of_runs<P: Products, const R: usize, const V: usize>(
-    block: &Block<'_, P::Element>,
-    a_rows: &[*const P::Element; R],
-    (mut a, mut b): (isize, *const P::Element),
-    repeats: usize,
-    acc: &mut [[Vector<P>; V]; R],
-    fetching: &mut Fetching,
-) {
-    for _ in 0..repeats {
-        for run in block.runs {
-            let (a, b) = (a + run.a as isize, b.wrapping_add(run.b as usize * block.b_stride));
-            // SAFETY: operands are readable by the caller's promise.
-            unsafe { products::<P, R, V>(block, a_rows, a, b, run.depth as usize, acc, fetching) }
-        }
-        a += block.a_repeat as isize;
-        b = b.wrapping_add(block.b_repeat * block.b_stride);
-    }
-}
-
-/// The register-critical loop: `depth` products, added to `R` x `V` accumulators.
-#[inline(always)]
-unsafe fn products<P: Products, const R: usize, const V: usize>(
-    block: &Block<'_, P::Element>,
-    a_rows: &[*const P::Element; R],
-    mut a: isize,
-    mut b: *const P::Element,
-    depth: usize,
-    acc: &mut [[Vector<P>; V]; R],
-    fetching: &mut Fetching,
-) {
-    let mut left = depth;
-    while left > 0 {
-        fetching.some();
-        let piece = left.min(PIECE);
-        for _ in 0..piece {
-            // SAFETY: operands are readable by the caller's promise.
-            unsafe {
-                part::<P, R, V, 0>(a_rows, a, b, acc);
-                if P::PARTS > 1 {
-                    part::<P, R, V, 1>(a_rows, a, b, acc);
-                }
-            }
-            a += block.a_step as isize;
-            b = b.wrapping_add(block.b_stride);
-        }
-        left -= piece;
-    }
-}
-
-/// One part of one product of each output.
-#[expect(clippy::needless_range_loop)]
-#[inline(always)]
-unsafe fn part<P: Products, const R: usize, const V: usize, const PART: usize>(
-    a_rows: &[*const P::Element; R],
-    a: isize,
-    b: *const P::Element,
-    acc: &mut [[Vector<P>; V]; R],
-) {
-    // SAFETY: operands are readable by the caller's promise.
-    unsafe {
-        let mut columns = [P::load::<PART>(b); V];
-        for v in 1..V {
-            columns[v] = P::load::<PART>(b.add(v * P::Sums::LANES));
-        }
-        for i in 0..R {
-            let value = P::splat::<PART>(*a_rows[i].offset(a));
-            for v in 0..V {
-                acc[i][v] = P::multiply_add(value, columns[v], acc[i][v]);
-            }
-        }
+        tile::all::<P, 1, V, WHOLE>(block, rest.as_chunks::<1>().0, &mut fetching);
     }
 }
 

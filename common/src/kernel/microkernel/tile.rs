@@ -1,0 +1,293 @@
+//! One tile of outputs in registers: its products, and the tree of its segments.
+
+use super::{Block, Finish, MAX_LEVELS, PIECE, Row, Run, Start};
+use crate::kernel::ahead::Fetching;
+use crate::kernel::bf16;
+use crate::kernel::precision::Precision;
+use crate::kernel::products::{Products, Vector};
+use crate::kernel::simd::Simd;
+
+/// Tiles that go through a segment one after the other, while its rows of the second operand are in the L1 cache.
+const TOGETHER: usize = 4;
+
+/// Sums of a tile in memory. The largest one of any instruction set has 8 rows of 64 columns.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Sums(std::mem::MaybeUninit<[f32; 8 * 64]>);
+
+impl Sums {
+    const UNINIT: Self = Self(std::mem::MaybeUninit::uninit());
+
+    fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.0.as_mut_ptr().cast()
+    }
+}
+
+/// Accumulators of a tile.
+type Accumulators<P, const R: usize, const V: usize> = [[Vector<P>; V]; R];
+
+/// All tiles of a height.
+///
+/// # Safety
+/// The tiles' rows belong to the block, for which the caller promises what [`super::run`] asks for.
+#[inline(always)]
+pub(super) unsafe fn all<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
+    block: &Block<'_, P::Element>,
+    tiles: &[[Row; R]],
+    fetching: &mut Fetching,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if let &[repeats] = block.segments {
+            tiles.iter().for_each(|rows| single::<P, R, V, WHOLE>(block, rows, repeats, fetching));
+        } else {
+            tiles.chunks(TOGETHER).for_each(|tiles| tree::<P, R, V, WHOLE>(block, tiles, fetching));
+        }
+    }
+}
+
+/// A tile of one segment: start values, products, results. (The segment may go on in another block, so that it is not
+/// rounded.)
+///
+/// The start values take the way through memory so that the compiler does not know them to be equal; it would merge
+/// accumulators and shuffle them apart again.
+#[expect(clippy::needless_range_loop)]
+#[inline(always)]
+unsafe fn single<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
+    block: &Block<'_, P::Element>,
+    rows: &[Row; R],
+    repeats: usize,
+    fetching: &mut Fetching,
+) {
+    let mut starts = Sums::UNINIT;
+    let starts = starts.as_mut_ptr();
+    // SAFETY: `Sums` hold R * V vectors, which are stored before they are read; the rest is the caller's promise.
+    unsafe {
+        for (i, row) in rows.iter().enumerate() {
+            for v in 0..V {
+                let start = match block.start {
+                    Start::Zero => P::Sums::splat(0.0),
+                    Start::Accumulate => load::<P, WHOLE>(block, block.c.add(row.c as usize), v),
+                    Start::Bias(bias) => P::start(load::<P, WHOLE>(block, bias, v)),
+                };
+                P::Sums::store(starts.add((i * V + v) * P::Sums::LANES), start);
+            }
+        }
+        let mut acc = [[P::Sums::splat(0.0); V]; R];
+        for i in 0..R {
+            for v in 0..V {
+                acc[i][v] = P::Sums::load(starts.add((i * V + v) * P::Sums::LANES));
+            }
+        }
+        segment::<P, R, V>(block, rows, (0, block.b), repeats, &mut acc, fetching);
+        finish::<P, R, V, WHOLE>(block, rows, &acc);
+    }
+}
+
+/// Tiles of several segments, each a sum of its own from 0, added as a perfect binary tree.
+///
+/// Segment `k` completes as many subtrees as `k` has ones at its end in binary: then their left halves wait on the
+/// stack, the last one on top.
+#[expect(clippy::needless_range_loop)]
+#[inline(always)]
+unsafe fn tree<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
+    block: &Block<'_, P::Element>,
+    tiles: &[[Row; R]],
+    fetching: &mut Fetching,
+) {
+    // Sums of complete subtrees of segments, the largest first, none of them under another one.
+    let mut subtrees = [[Sums::UNINIT; TOGETHER]; MAX_LEVELS + 1];
+    let rounded = block.nodes == Precision::Bf16;
+    let (mut a, mut b) = (0, block.b);
+    let mut waiting = 0;
+    // SAFETY: `Sums` hold R * V vectors, which are stored before they are read; the rest is the caller's promise.
+    unsafe {
+        for (k, &repeats) in block.segments.iter().enumerate() {
+            let below = waiting - k.trailing_ones() as usize;
+            for (tile, rows) in tiles.iter().enumerate() {
+                let mut acc = [[P::Sums::splat(0.0); V]; R];
+                segment::<P, R, V>(block, rows, (a, b), repeats, &mut acc, fetching);
+                let mut top = waiting;
+                if !rounded {
+                    while top > below {
+                        top -= 1;
+                        let left = subtrees[top][tile].as_mut_ptr();
+                        for i in 0..R {
+                            for v in 0..V {
+                                let left = P::Sums::load(left.add((i * V + v) * P::Sums::LANES));
+                                acc[i][v] = P::Sums::add(left, acc[i][v]);
+                            }
+                        }
+                    }
+                    if k + 1 == block.segments.len() {
+                        finish::<P, R, V, WHOLE>(block, rows, &acc);
+                        continue;
+                    }
+                }
+                let sums = subtrees[top][tile].as_mut_ptr();
+                for i in 0..R {
+                    for v in 0..V {
+                        P::Sums::store(sums.add((i * V + v) * P::Sums::LANES), acc[i][v]);
+                    }
+                }
+                if rounded {
+                    let len = R * V * P::Sums::LANES;
+                    (0..len).for_each(|i| *sums.add(i) = bf16::round(*sums.add(i)));
+                    while top > below {
+                        top -= 1;
+                        let [left, right] = [top, top + 1].map(|level| subtrees[level][tile].as_mut_ptr());
+                        (0..len).for_each(|i| *left.add(i) = bf16::round(*left.add(i) + *right.add(i)));
+                    }
+                    if k + 1 == block.segments.len() {
+                        let root = subtrees[0][tile].as_mut_ptr();
+                        for i in 0..R {
+                            for v in 0..V {
+                                acc[i][v] = P::Sums::load(root.add((i * V + v) * P::Sums::LANES));
+                            }
+                        }
+                        finish::<P, R, V, WHOLE>(block, rows, &acc);
+                    }
+                }
+            }
+            waiting = below + 1;
+            a += (repeats * block.a_repeat) as isize;
+            b = b.wrapping_add(repeats * block.b_repeat * block.b_stride);
+        }
+    }
+}
+
+/// Lanes of vector `v` that hold columns of the block.
+#[inline(always)]
+fn lanes<P: Products>(block: &Block<'_, P::Element>, v: usize) -> usize {
+    block.columns.saturating_sub(v * P::Sums::LANES).min(P::Sums::LANES)
+}
+
+/// Vector `v` of a row that begins at `from`.
+#[inline(always)]
+unsafe fn load<P: Products, const WHOLE: bool>(block: &Block<'_, P::Element>, from: *const f32, v: usize) -> Vector<P> {
+    // SAFETY: the block's columns are readable by the caller's promise; no lane, no access.
+    unsafe {
+        match lanes::<P>(block, v) {
+            _ if WHOLE => P::Sums::load(from.add(v * P::Sums::LANES)),
+            0 => P::Sums::splat(0.0),
+            lanes => P::Sums::load_partial(from.add(v * P::Sums::LANES), lanes),
+        }
+    }
+}
+
+/// Writes a tile's results.
+#[expect(clippy::needless_range_loop)]
+#[inline(always)]
+unsafe fn finish<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
+    block: &Block<'_, P::Element>,
+    rows: &[Row; R],
+    acc: &Accumulators<P, R, V>,
+) {
+    // SAFETY: the block's columns are readable and writable by the caller's promise; no lane, no access.
+    unsafe {
+        for i in 0..R {
+            let row = rows[i];
+            for v in 0..V {
+                let sum = acc[i][v];
+                let result = match block.finish {
+                    Finish::Keep => sum,
+                    Finish::Relu => P::Sums::gate(sum, sum),
+                    Finish::Gate(gate) => P::Sums::gate(load::<P, WHOLE>(block, gate.add(row.c as usize), v), sum),
+                };
+                let to = block.c.add(row.c as usize + v * P::Sums::LANES);
+                match lanes::<P>(block, v) {
+                    _ if WHOLE => P::Sums::store(to, result),
+                    0 => {}
+                    lanes => P::Sums::store_partial(to, result, lanes),
+                }
+            }
+        }
+    }
+}
+
+/// All products of one segment, whose operands begin at `a` and `b`: the runs, `repeats` times.
+#[expect(clippy::needless_range_loop)]
+#[inline(always)]
+unsafe fn segment<P: Products, const R: usize, const V: usize>(
+    block: &Block<'_, P::Element>,
+    rows: &[Row; R],
+    (mut a, mut b): (isize, *const P::Element),
+    repeats: usize,
+    acc: &mut Accumulators<P, R, V>,
+    fetching: &mut Fetching,
+) {
+    let mut a_rows = [block.a; R];
+    for i in 0..R {
+        a_rows[i] = block.a.wrapping_add(rows[i].a as usize);
+    }
+    let b_of = |run: &Run, b: *const P::Element| b.wrapping_add(run.b as usize * block.b_stride);
+    // SAFETY: operands are readable by the caller's promise.
+    unsafe {
+        if let Some(run) = block.stretch() {
+            let depth = repeats * run.depth as usize;
+            return products::<P, R, V>(block, &a_rows, a + run.a as isize, b_of(&run, b), depth, acc, fetching);
+        }
+        for _ in 0..repeats {
+            for run in block.runs {
+                let depth = run.depth as usize;
+                products::<P, R, V>(block, &a_rows, a + run.a as isize, b_of(run, b), depth, acc, fetching);
+            }
+            a += block.a_repeat as isize;
+            b = b.wrapping_add(block.b_repeat * block.b_stride);
+        }
+    }
+}
+
+/// The register-critical loop: `depth` products, added to `R` x `V` accumulators.
+#[inline(always)]
+unsafe fn products<P: Products, const R: usize, const V: usize>(
+    block: &Block<'_, P::Element>,
+    a_rows: &[*const P::Element; R],
+    mut a: isize,
+    mut b: *const P::Element,
+    depth: usize,
+    acc: &mut Accumulators<P, R, V>,
+    fetching: &mut Fetching,
+) {
+    let mut left = depth;
+    while left > 0 {
+        fetching.some();
+        let piece = left.min(PIECE);
+        for _ in 0..piece {
+            // SAFETY: operands are readable by the caller's promise.
+            unsafe {
+                part::<P, R, V, 0>(a_rows, a, b, acc);
+                if P::PARTS > 1 {
+                    part::<P, R, V, 1>(a_rows, a, b, acc);
+                }
+            }
+            a += block.a_step as isize;
+            b = b.wrapping_add(block.b_stride);
+        }
+        left -= piece;
+    }
+}
+
+/// One part of one product of each output.
+#[expect(clippy::needless_range_loop)]
+#[inline(always)]
+unsafe fn part<P: Products, const R: usize, const V: usize, const PART: usize>(
+    a_rows: &[*const P::Element; R],
+    a: isize,
+    b: *const P::Element,
+    acc: &mut Accumulators<P, R, V>,
+) {
+    // SAFETY: operands are readable by the caller's promise.
+    unsafe {
+        let mut columns = [P::load::<PART>(b); V];
+        for v in 1..V {
+            columns[v] = P::load::<PART>(b.add(v * P::Sums::LANES));
+        }
+        for i in 0..R {
+            let value = P::splat::<PART>(*a_rows[i].offset(a));
+            for v in 0..V {
+                acc[i][v] = P::multiply_add(value, columns[v], acc[i][v]);
+            }
+        }
+    }
+}
