@@ -271,7 +271,7 @@ impl Aggregator {
         let tasks = slices.zip(&mut self.chunks).zip(pieces_of).enumerate();
         let mut tasks: Vec<ChunkTask<'_>> = tasks
             .filter_map(|(index, (((((updated, parameters), first_moment), second_moment), chunk), piece))| {
-                let part = Some(Part { piece: piece?, loss });
+                let part = Some(Part::computed(piece?, loss));
                 Some(ChunkTask { index, part, updated, parameters, first_moment, second_moment, chunk })
             })
             .collect();

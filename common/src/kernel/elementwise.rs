@@ -189,11 +189,18 @@ per_isa! {
 
     /// Adds squares to 16 lanes of `f64`, from lane 0 on.
     pub fn add_squares(values: &[f32], lanes: &mut [f64; LANES]) {
-        for chunk in values.chunks(LANES) {
-            for (lane, &value) in lanes.iter_mut().zip(chunk) {
-                *lane += f64::from(value) * f64::from(value);
+        // In registers, which lanes behind a reference are not.
+        let mut sums = *lanes;
+        let (whole, rest) = values.as_chunks::<LANES>();
+        for chunk in whole {
+            for i in 0..LANES {
+                sums[i] += f64::from(chunk[i]) * f64::from(chunk[i]);
             }
         }
+        for (lane, &value) in sums.iter_mut().zip(rest) {
+            *lane += f64::from(value) * f64::from(value);
+        }
+        *lanes = sums;
     }
 
     /// One step of Adam for a stretch of parameters; see [`crate::optim::adam`] for the formula.

@@ -34,6 +34,21 @@ impl Piece {
 pub(super) struct Part {
     pub(super) piece: Piece,
     pub(super) loss: f64,
+    /// The sum of the piece's squares, if it was on hand.
+    pub(super) sum_of_squares: Option<f64>,
+}
+
+impl Part {
+    /// A part that a worker computed.
+    pub(super) fn computed(piece: Piece, loss: f64) -> Self {
+        Self { piece, loss, sum_of_squares: None }
+    }
+
+    /// The sum of two siblings.
+    fn sum(sums: Arithmetic, spare: &mut Vec<Vec<f32>>, left: Self, right: Self) -> Self {
+        let (piece, squares) = add(sums, spare, left.piece, right.piece);
+        Self { piece, loss: left.loss + right.loss, sum_of_squares: Some(squares.total()) }
+    }
 }
 
 /// What belongs to a chunk of the parameters from round to round.
@@ -96,19 +111,18 @@ pub(super) struct ChunkTask<'a> {
 }
 
 impl ChunkTask<'_> {
-    /// Adds the part; if the sum is complete then, takes it out and computes its sum of squares, while it is near the core.
+    /// Adds the part; if the sum is complete then, takes it out, with its sum of squares.
     pub(super) fn reduce(&mut self, sums: Arithmetic, node: NodeId) {
         let Chunk { sum, root, spare, sum_of_squares, .. } = &mut *self.chunk;
         let (Some(adding), Some(part)) = (sum.as_mut(), self.part.take()) else { return };
-        adding.insert(node, part, |left, right| Part {
-            piece: add(sums, spare, left.piece, right.piece),
-            loss: left.loss + right.loss,
-        });
+        adding.insert(node, part, |left, right| Part::sum(sums, spare, left, right));
         let Some(complete) = adding.take_root() else { return };
         *sum = None;
-        let mut squares = SquareSum::default();
-        squares.add(sums.isa, complete.piece.values());
-        *sum_of_squares = squares.total();
+        *sum_of_squares = complete.sum_of_squares.unwrap_or_else(|| {
+            let mut squares = SquareSum::default();
+            squares.add(sums.isa, complete.piece.values());
+            squares.total()
+        });
         *root = Some(complete);
     }
 
@@ -126,11 +140,12 @@ impl ChunkTask<'_> {
     }
 }
 
-/// Takes the optimizer step, block by block, so that nothing is read from memory twice. Returns the digest of the updated
-/// parameters.
+/// Floats that are gone through at a time, so that nothing is read from memory twice: five slices of a block are 80 KiB,
+/// which fit in any L2 cache.
+const BLOCK: usize = 4096;
+
+/// Takes the optimizer step. Returns the digest of the updated parameters.
 fn take_step(isa: Isa, step: AdamStep, slices: AdamSlices<'_>) -> Digest {
-    /// The five slices of a block are 80 KiB: they fit in any L2 cache.
-    const BLOCK: usize = 4096;
     let AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated } = slices;
     let mut digest = DigestBuilder::default();
     let read = parameters.chunks(BLOCK).zip(gradient_sum.chunks(BLOCK));
@@ -143,20 +158,32 @@ fn take_step(isa: Isa, step: AdamStep, slices: AdamSlices<'_>) -> Digest {
     digest.finish()
 }
 
-/// The sum of two siblings, in the memory of the left one if it is ours.
-fn add(sums: Arithmetic, spare: &mut Vec<Vec<f32>>, left: Piece, right: Piece) -> Piece {
-    let mut sum = match left {
-        Piece::Owned(values) => values,
+/// The sum of two siblings, in the memory of the left one if it is ours, and its squares.
+fn add(sums: Arithmetic, spare: &mut Vec<Vec<f32>>, left: Piece, right: Piece) -> (Piece, SquareSum) {
+    let mut squares = SquareSum::default();
+    let mut add_block = |sum: &mut [f32], right: &[f32]| {
+        add_nodes(sums, sum, right);
+        squares.add(sums.isa, sum);
+    };
+    let right_blocks = right.values().chunks(BLOCK);
+    let sum = match left {
+        Piece::Owned(mut sum) => {
+            sum.chunks_mut(BLOCK).zip(right_blocks).for_each(|(sum, right)| add_block(sum, right));
+            sum
+        }
         Piece::Shared(..) => {
-            let mut values = spare.pop().unwrap_or_default();
-            values.clear();
-            values.extend_from_slice(left.values());
-            values
+            let mut sum = spare.pop().unwrap_or_default();
+            sum.clear();
+            for (left, right) in left.values().chunks(BLOCK).zip(right_blocks) {
+                let start = sum.len();
+                sum.extend_from_slice(left);
+                add_block(&mut sum[start..], right);
+            }
+            sum
         }
     };
-    add_nodes(sums, &mut sum, right.values());
     recycle(spare, right);
-    Piece::Owned(sum)
+    (Piece::Owned(sum), squares)
 }
 
 fn recycle(spare: &mut Vec<Vec<f32>>, piece: Piece) {
