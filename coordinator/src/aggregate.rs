@@ -175,7 +175,7 @@ impl Aggregator {
 
     fn begin(&mut self, round: u64, samples: u32, step: Step, broadcast: bool) {
         for chunk in &mut self.chunks {
-            chunk.drop_root();
+            chunk.drop_root(self.sums.isa);
             chunk.sum = Some(Reduction::new(self.tree));
             chunk.stepped_early = false;
         }
@@ -280,14 +280,14 @@ impl Aggregator {
         round.took.reduce += reduced - started;
         tasks.retain(|task| task.chunk.root.is_some());
         round.complete += tasks.len();
-        if tasks.iter().any(|task| !task.chunk.is_finite()) {
+        if tasks.iter().any(|task| !task.chunk.is_finite) {
             round.stage = Stage::NotFinite;
         }
         if round.stage == Stage::Sound {
             let early = round.complete < chunks;
             in_parallel(self.pool.as_ref(), &mut tasks, |task| task.update(sums.isa, step, early));
         } else {
-            tasks.iter_mut().for_each(|task| task.chunk.drop_root());
+            tasks.iter_mut().for_each(|task| task.chunk.drop_root(sums.isa));
         }
         round.took.update += reduced.elapsed();
         tasks.iter().map(|task| task.index).collect()
@@ -370,7 +370,7 @@ impl Aggregator {
         self.retired.retain(|version| wanted(version) || Arc::strong_count(version) > 1);
         let free = self.retired.iter().position(|version| wanted(version) && Arc::strong_count(version) == 1);
         let reused = free.and_then(|at| Arc::into_inner(self.retired.swap_remove(at)));
-        let slot = || self.region.as_ref()?.take().map(FloatBuffer::Shared);
+        let slot = || self.region.as_ref()?.take().map(FloatBuffer::from);
         reused.or_else(slot).unwrap_or_else(|| FloatBuffer::zeros(self.parameters.len()))
     }
 

@@ -263,7 +263,8 @@ impl Engine {
         self.versions.push_back((version, values));
         if self.versions.len() > KEPT_VERSIONS
             && let Some((_, old)) = self.versions.pop_front()
-            && let Some(values @ FloatBuffer::Private(_)) = Arc::into_inner(old)
+            && let Some(values) = Arc::into_inner(old)
+            && values.slot().is_none()
         {
             self.spare.push(values);
         }

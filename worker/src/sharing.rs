@@ -65,7 +65,7 @@ impl Sharing {
                 let slot = self.parameters.claim(slot).ok_or_else(|| {
                     format!("version {version} is said to lie in slot {slot}, which does not exist or is still read")
                 })?;
-                let values = Arc::new(FloatBuffer::Shared(slot));
+                let values = Arc::new(FloatBuffer::from(slot));
                 Ok(Some(ToWorker::Parameters { version, values, precision: Precision::F32 }))
             }
             ExchangeDown::Release(slot) => {

@@ -130,13 +130,13 @@ pub(super) fn panel_width(isa: Isa, columns: usize) -> usize {
     *widths.iter().rev().find(|&&width| width >= columns).unwrap_or(&widths[0])
 }
 
-/// Computes a block.
+/// Computes a block. Returns whether all outputs are known to be finite; where there is one segment, nobody looks.
 ///
 /// # Safety
 /// For every row, repeat, run and step, the element of `a` must be readable, and so must `panel_width(columns)`
 /// elements of `b` from the start of its row; `columns` floats from each row's place in `c` must be readable and writable by
 /// this call alone, and readable in the bias and in the gate where there is one.
-pub(super) unsafe fn run<E: Element>(isa: Isa, block: &Block<'_, E>) {
+pub(super) unsafe fn run<E: Element>(isa: Isa, block: &Block<'_, E>) -> bool {
     match isa.kind() {
         // SAFETY: the caller's promises are the callee's.
         Kind::Scalar => unsafe { rows::<E::On<Scalar>, 4, 1>(block) },
@@ -162,7 +162,7 @@ pub(super) unsafe fn run<E: Element>(isa: Isa, block: &Block<'_, E>) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<E: Element>(block: &Block<'_, E>) {
+unsafe fn avx2<E: Element>(block: &Block<'_, E>) -> bool {
     use super::simd::x86::Avx2;
     // SAFETY: the caller's promises are the callee's.
     unsafe {
@@ -175,21 +175,21 @@ unsafe fn avx2<E: Element>(block: &Block<'_, E>) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn avx512<E: Element>(block: &Block<'_, E>) {
+unsafe fn avx512<E: Element>(block: &Block<'_, E>) -> bool {
     // SAFETY: the caller's promises are the callee's.
     unsafe { rows_of_avx512::<E::On<super::simd::x86::Avx512>>(block) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-unsafe fn avx512_by_instruction<E: Element>(block: &Block<'_, E>) {
+unsafe fn avx512_by_instruction<E: Element>(block: &Block<'_, E>) -> bool {
     // SAFETY: the caller's promises are the callee's.
     unsafe { rows_of_avx512::<E::ByInstruction>(block) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn rows_of_avx512<P: Products>(block: &Block<'_, P::Element>) {
+unsafe fn rows_of_avx512<P: Products>(block: &Block<'_, P::Element>) -> bool {
     // SAFETY: the caller's promises are the callee's.
     unsafe {
         match block.columns {
@@ -202,33 +202,35 @@ unsafe fn rows_of_avx512<P: Products>(block: &Block<'_, P::Element>) {
 
 /// Cuts the rows into tiles of `R`, then 4, 2 and 1.
 #[inline(always)]
-unsafe fn rows<P: Products, const R: usize, const V: usize>(block: &Block<'_, P::Element>) {
+unsafe fn rows<P: Products, const R: usize, const V: usize>(block: &Block<'_, P::Element>) -> bool {
     let whole = block.columns == V * P::Sums::LANES;
     // SAFETY: tiles are made of rows of the block; the caller's promises cover them.
     unsafe { if whole { rows_of_width::<P, R, V, true>(block) } else { rows_of_width::<P, R, V, false>(block) } }
 }
 
 #[inline(always)]
-unsafe fn rows_of_width<P: Products, const R: usize, const V: usize, const WHOLE: bool>(block: &Block<'_, P::Element>) {
+unsafe fn rows_of_width<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
+    block: &Block<'_, P::Element>,
+) -> bool {
     let occasions = block.ahead.as_ref().map_or(0, |_| block.rows.len().div_ceil(R) * block.pieces());
     let mut fetching = Fetching::new(block.ahead.as_ref(), occasions);
     let (tiles, mut rest) = block.rows.as_chunks::<R>();
     // SAFETY: as for `rows`.
     unsafe {
-        tile::all::<P, R, V, WHOLE>(block, tiles, &mut fetching);
+        let mut finite = tile::all::<P, R, V, WHOLE>(block, tiles, &mut fetching);
         if R > 4
             && let Some((rows, after)) = rest.split_first_chunk::<4>()
         {
-            tile::all::<P, 4, V, WHOLE>(block, &[*rows], &mut fetching);
+            finite &= tile::all::<P, 4, V, WHOLE>(block, &[*rows], &mut fetching);
             rest = after;
         }
         if R > 2
             && let Some((rows, after)) = rest.split_first_chunk::<2>()
         {
-            tile::all::<P, 2, V, WHOLE>(block, &[*rows], &mut fetching);
+            finite &= tile::all::<P, 2, V, WHOLE>(block, &[*rows], &mut fetching);
             rest = after;
         }
-        tile::all::<P, 1, V, WHOLE>(block, rest.as_chunks::<1>().0, &mut fetching);
+        finite & tile::all::<P, 1, V, WHOLE>(block, rest.as_chunks::<1>().0, &mut fetching)
     }
 }
 
@@ -259,7 +261,7 @@ mod tests {
             |len: usize| -> Vec<Bf16Pair> { (0..len).map(|i| Bf16Pair::new(random(i), random(i))).collect() };
         let (a, b) = (pairs(ROWS * DEPTH), pairs(DEPTH * WIDTH));
         for columns in 1..=WIDTH {
-            let compute = |run: unsafe fn(&Block<'_, Bf16Pair>)| {
+            let compute = |run: unsafe fn(&Block<'_, Bf16Pair>) -> bool| {
                 let mut c = vec![f32::NAN; ROWS * WIDTH];
                 let block = Block {
                     a: a.as_ptr(),

@@ -63,7 +63,7 @@ impl DenseLayer {
     }
 
     /// Adds the gradients of kernel and bias over whole leaves to `gradient` (laid out like the parameters), or sets
-    /// them. `delta` is the loss' derivative by `input * kernel + bias`.
+    /// them. `delta` is the loss' derivative by `input * kernel + bias`. Returns whether the gradients are known to be finite.
     pub(super) fn weight_gradient(
         &self,
         leaves: &[usize],
@@ -71,13 +71,13 @@ impl DenseLayer {
         gradient: &mut [f32],
         operands: DenseOperands<'_>,
         crew: &mut Crew,
-    ) {
+    ) -> bool {
         let DenseOperands { input, delta, nodes } = operands;
         // The bias lies behind the kernel.
         let end = self.bias.as_ref().map_or(self.kernel.end, |bias| bias.end);
         let gradient = &mut gradient[self.kernel.start..end];
         let operands = DenseWeightGradient { input, delta, gradient, accumulate, nodes };
-        self.plan.weight_gradient(leaves, operands, crew);
+        self.plan.weight_gradient(leaves, operands, crew)
     }
 
     /// The loss' derivative by the layer's input, from `delta` as above; `after` is applied to it.

@@ -324,7 +324,7 @@ impl Network {
         // Whether the activation of the op at hand is accounted for in its deltas already.
         let mut through_activation = self.loss_by_logit();
         for i in (0..self.ops.len()).rev() {
-            let Workspace { values, deltas, kept, winners, scratch, crew, .. } = workspace;
+            let Workspace { values, deltas, kept, winners, scratch, crew, gradient_known_finite, .. } = workspace;
             let (before, after) = deltas.split_at_mut(i + 1);
             let (input_delta, delta) = (&mut before[i], &mut after[0]);
             let used = samples * self.elements[i + 1];
@@ -345,7 +345,7 @@ impl Network {
             match op {
                 Op::Dense(dense) => {
                     let operands = DenseOperands { input: &values[i], delta, nodes: self.nodes };
-                    dense.weight_gradient(pass.leaves, !pass.first, gradient, operands, crew);
+                    *gradient_known_finite &= dense.weight_gradient(pass.leaves, !pass.first, gradient, operands, crew);
                     lap(Lap::WeightGradient(i));
                     if trained_before {
                         dense.input_gradient(samples, weights.parameters, delta, (input_delta, after), crew);
@@ -354,6 +354,7 @@ impl Network {
                 Op::Linear(linear) => {
                     let gradients = GradientPass { input: &values[i], delta, gradient, scratch };
                     linear.weight_gradient(samples, pass.first, gradients);
+                    *gradient_known_finite = false;
                     lap(Lap::WeightGradient(i));
                     let packed = weights.packed;
                     linear.input_gradient(

@@ -64,16 +64,16 @@ impl Buffers {
     /// Memory for the leaf in which the sum of a whole node comes to lie.
     fn leading_gradient(&self, network: &Network) -> FloatBuffer {
         let used = lock(&self.slots).pop();
-        let slot = used.or_else(|| self.region.as_ref()?.take().map(FloatBuffer::Shared));
+        let slot = used.or_else(|| self.region.as_ref()?.take().map(FloatBuffer::from));
         slot.unwrap_or_else(|| self.gradient(network))
     }
 
     /// Gives back the memory of a gradient that is no longer needed.
     pub fn recycle(&self, gradient: FloatBuffer) {
-        match gradient {
-            FloatBuffer::Shared(_) => lock(&self.slots).push(gradient),
-            FloatBuffer::Private(ref values) if values.is_empty() => {}
-            FloatBuffer::Private(_) => lock(&self.gradients).push(gradient),
+        match gradient.slot() {
+            Some(_) => lock(&self.slots).push(gradient),
+            None if gradient.is_empty() => {}
+            None => lock(&self.gradients).push(gradient),
         }
     }
 }
@@ -160,6 +160,9 @@ fn subtree_in(
         let mut workspace = buffers.workspace(network);
         let write = |i: usize, out: &mut [f32]| leaves.write(i, out);
         let loss = network.gradient_sum(weights, leaves.samples(), &write, &mut gradient, &mut workspace);
+        if workspace.gradient_known_finite {
+            gradient.set_known_finite();
+        }
         buffers.give_back(workspace);
         return leaves.sum(gradient, loss);
     }

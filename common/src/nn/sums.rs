@@ -49,6 +49,7 @@ impl Network {
             gradient.fill(0.0);
         }
         let mut losses = LeafLosses::default();
+        workspace.gradient_known_finite = true;
         self.passes(leaves, write, workspace, |pass, workspace| {
             lap(Lap::Input);
             for step in 0..self.ops.len() {

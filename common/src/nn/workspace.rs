@@ -21,6 +21,8 @@ pub struct Workspace {
     pub(super) scratch: AlignedFloats,
     /// Memory of the threads that share a step.
     pub(super) crew: Crew,
+    /// Whether the last gradient was found to be finite while it was made.
+    pub(super) gradient_known_finite: bool,
 }
 
 impl Network {
@@ -47,6 +49,7 @@ impl Network {
             losses: vec![0.0; self.pass_samples],
             scratch: AlignedFloats::zeros(self.scratch_len),
             crew: Crew::new(threads, crews.fold(CrewSize::default(), CrewSize::max)),
+            gradient_known_finite: false,
         }
     }
 }

@@ -16,6 +16,7 @@
 //!
 //! Elsewhere than on Linux there are no regions, and tensors travel.
 
+mod buffer;
 #[cfg_attr(target_os = "linux", path = "linux.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "elsewhere.rs")]
 mod system;
@@ -26,7 +27,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use crate::kernel::AlignedFloats;
+pub use buffer::FloatBuffer;
 
 /// The most slots of a region: one bit for each in a word.
 pub const MAX_SLOTS: u32 = 64;
@@ -245,88 +246,5 @@ impl Drop for Slot {
         if let Some(released) = self.region.released.get() {
             released(self.number);
         }
-    }
-}
-
-/// A vector of floats, in memory of this process or in a shared region.
-#[derive(Debug)]
-pub enum FloatBuffer {
-    /// Memory of this process.
-    Private(AlignedFloats),
-    /// A slot of a region.
-    Shared(Slot),
-}
-
-impl FloatBuffer {
-    /// A copy of `values` in memory of this process.
-    pub fn copy_of(values: &[f32]) -> Self {
-        let mut copy = Self::zeros(values.len());
-        copy.copy_from_slice(values);
-        copy
-    }
-
-    /// `len` zeros in memory of this process.
-    pub fn zeros(len: usize) -> Self {
-        Self::Private(AlignedFloats::zeros(len))
-    }
-
-    /// The slot, if it is one.
-    pub fn slot(&self) -> Option<&Slot> {
-        match self {
-            Self::Private(_) => None,
-            Self::Shared(slot) => Some(slot),
-        }
-    }
-}
-
-impl Default for FloatBuffer {
-    fn default() -> Self {
-        Self::Private(AlignedFloats::default())
-    }
-}
-
-impl From<Vec<f32>> for FloatBuffer {
-    /// A copy, which starts at a cache line.
-    fn from(values: Vec<f32>) -> Self {
-        Self::copy_of(&values)
-    }
-}
-
-impl Deref for FloatBuffer {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        match self {
-            Self::Private(values) => values,
-            Self::Shared(slot) => slot,
-        }
-    }
-}
-
-impl DerefMut for FloatBuffer {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        match self {
-            Self::Private(values) => values,
-            Self::Shared(slot) => slot,
-        }
-    }
-}
-
-impl AsRef<[f32]> for FloatBuffer {
-    fn as_ref(&self) -> &[f32] {
-        self
-    }
-}
-
-impl Clone for FloatBuffer {
-    /// A copy in memory of this process.
-    fn clone(&self) -> Self {
-        Self::copy_of(self)
-    }
-}
-
-impl PartialEq for FloatBuffer {
-    fn eq(&self, other: &Self) -> bool {
-        **self == **other
     }
 }

@@ -27,6 +27,13 @@ impl Piece {
             Piece::Shared(gradient, range) => &gradient[range.clone()],
         }
     }
+
+    fn is_known_finite(&self) -> bool {
+        match self {
+            Piece::Owned(_) => false,
+            Piece::Shared(gradient, _) => gradient.is_known_finite(),
+        }
+    }
 }
 
 /// A piece, with the loss of its whole node.
@@ -42,6 +49,14 @@ impl Part {
     /// A part that a worker computed.
     pub(super) fn computed(piece: Piece, loss: f64) -> Self {
         Self { piece, loss, sum_of_squares: None }
+    }
+
+    fn sum_of_squares(&self, isa: Isa) -> f64 {
+        self.sum_of_squares.unwrap_or_else(|| {
+            let mut squares = SquareSum::default();
+            squares.add(isa, self.piece.values());
+            squares.total()
+        })
     }
 
     /// The sum of two siblings.
@@ -60,8 +75,10 @@ pub(super) struct Chunk {
     pub(super) root: Option<Part>,
     /// Memory of parts that were added to others.
     spare: Vec<Vec<f32>>,
-    /// Of the last gradient.
+    /// Of the last gradient. Of one that is known to be finite, it is found out while the step is taken.
     pub(super) sum_of_squares: f64,
+    /// Whether the complete sum and its loss are finite.
+    pub(super) is_finite: bool,
     /// Of the last version.
     pub(super) digest: Digest,
     /// The moments before the round at hand, if its step was taken here while other chunks' sums were not complete.
@@ -86,14 +103,10 @@ impl Chunk {
         second_moment.copy_from_slice(second);
     }
 
-    /// Whether the complete sum and its loss are finite.
-    pub(super) fn is_finite(&self) -> bool {
-        self.sum_of_squares.is_finite() && self.root.as_ref().is_none_or(|root| root.loss.is_finite())
-    }
-
     /// Drops a sum that no step will be taken for.
-    pub(super) fn drop_root(&mut self) {
+    pub(super) fn drop_root(&mut self, isa: Isa) {
         if let Some(root) = self.root.take() {
+            self.sum_of_squares = root.sum_of_squares(isa);
             recycle(&mut self.spare, root.piece);
         }
     }
@@ -111,31 +124,32 @@ pub(super) struct ChunkTask<'a> {
 }
 
 impl ChunkTask<'_> {
-    /// Adds the part; if the sum is complete then, takes it out, with its sum of squares.
+    /// Adds the part; if the sum is complete then, takes it out, and finds out whether it is finite.
     pub(super) fn reduce(&mut self, sums: Arithmetic, node: NodeId) {
-        let Chunk { sum, root, spare, sum_of_squares, .. } = &mut *self.chunk;
+        let Chunk { sum, root, spare, is_finite, .. } = &mut *self.chunk;
         let (Some(adding), Some(part)) = (sum.as_mut(), self.part.take()) else { return };
         adding.insert(node, part, |left, right| Part::sum(sums, spare, left, right));
-        let Some(complete) = adding.take_root() else { return };
+        let Some(mut complete) = adding.take_root() else { return };
         *sum = None;
-        *sum_of_squares = complete.sum_of_squares.unwrap_or_else(|| {
-            let mut squares = SquareSum::default();
-            squares.add(sums.isa, complete.piece.values());
-            squares.total()
-        });
+        if !complete.piece.is_known_finite() {
+            complete.sum_of_squares = Some(complete.sum_of_squares(sums.isa));
+        }
+        *is_finite = complete.loss.is_finite() && complete.sum_of_squares.is_none_or(f64::is_finite);
         *root = Some(complete);
     }
 
     /// Takes the optimizer step for a chunk whose sum is complete. With `early`, it can be taken back.
     pub(super) fn update(&mut self, isa: Isa, step: AdamStep, early: bool) {
         let Self { updated, parameters, first_moment, second_moment, chunk, .. } = self;
-        let Some(Part { piece, .. }) = chunk.root.take() else { return };
+        let Some(Part { piece, sum_of_squares, .. }) = chunk.root.take() else { return };
         if early {
             chunk.keep(first_moment, second_moment);
         }
         let gradient_sum = piece.values();
         let slices = AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated };
-        chunk.digest = take_step(isa, step, slices);
+        let (digest, squares) = take_step(isa, step, slices);
+        chunk.digest = digest;
+        chunk.sum_of_squares = sum_of_squares.unwrap_or_else(|| squares.total());
         recycle(&mut chunk.spare, piece);
     }
 }
@@ -144,18 +158,19 @@ impl ChunkTask<'_> {
 /// which fit in any L2 cache.
 const BLOCK: usize = 4096;
 
-/// Takes the optimizer step. Returns the digest of the updated parameters.
-fn take_step(isa: Isa, step: AdamStep, slices: AdamSlices<'_>) -> Digest {
+/// Takes the optimizer step. Returns the digest of the updated parameters, and the squares of the gradient.
+fn take_step(isa: Isa, step: AdamStep, slices: AdamSlices<'_>) -> (Digest, SquareSum) {
     let AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated } = slices;
-    let mut digest = DigestBuilder::default();
+    let (mut digest, mut squares) = (DigestBuilder::default(), SquareSum::default());
     let read = parameters.chunks(BLOCK).zip(gradient_sum.chunks(BLOCK));
     let written = first_moment.chunks_mut(BLOCK).zip(second_moment.chunks_mut(BLOCK)).zip(updated.chunks_mut(BLOCK));
     for ((parameters, gradient_sum), ((first_moment, second_moment), updated)) in read.zip(written) {
         let slices = AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated: &mut *updated };
         adam::apply(isa, step, slices);
+        squares.add(isa, gradient_sum);
         digest.floats(updated);
     }
-    digest.finish()
+    (digest.finish(), squares)
 }
 
 /// The sum of two siblings, in the memory of the left one if it is ours, and its squares.

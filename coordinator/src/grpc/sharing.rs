@@ -81,7 +81,7 @@ impl Sharing {
                 let slot = self.gradients.claim(slot).ok_or_else(|| {
                     format!("slot {slot} was handed in, which does not exist or was not released, of {GRADIENT_SLOTS}")
                 })?;
-                let gradient = Arc::new(FloatBuffer::Shared(slot));
+                let gradient = Arc::new(FloatBuffer::from(slot));
                 // It lies there as 32-bit floats, whatever they were rounded to.
                 Ok(Some(FromWorker::NodeWhole { round, node, gradient, precision: Precision::F32 }))
             }
@@ -133,7 +133,7 @@ mod tests {
 
     fn sharing() -> (Sharing, Arc<FloatBuffer>) {
         let versions = Arc::new(Region::create(2, FLOATS, Access::Read).expect("shared memory"));
-        let version = FloatBuffer::Shared(versions.take().expect("a free slot"));
+        let version = FloatBuffer::from(versions.take().expect("a free slot"));
         (Sharing::new(versions, FLOATS).expect("shared memory"), Arc::new(version))
     }
 

@@ -162,11 +162,12 @@ impl Dense {
 
     /// Adds to `gradient` (inputs, outputs, in panels; then the bias' outputs, if there is one) the sum over samples and pixels of
     /// `input * delta`, or sets it to that sum. Leaves are sums of their own, added as a perfect binary tree; there
-    /// must be a power of two of them, and just one if there is something to add to.
+    /// must be a power of two of them, and just one if there is something to add to. Returns whether all of `gradient` is
+    /// known to be finite, which is found out on the way where several leaves are added.
     ///
     /// # Panics
     /// As for [`Dense::forward`], and when the number of leaves is wrong.
-    pub fn weight_gradient(&self, leaves: &[usize], operands: DenseWeightGradient<'_>, crew: &mut Crew) {
+    pub fn weight_gradient(&self, leaves: &[usize], operands: DenseWeightGradient<'_>, crew: &mut Crew) -> bool {
         let DenseShape { pixels, inputs, outputs } = self.shape;
         let depth = self.rows(leaves.iter().sum());
         let DenseWeightGradient { input, delta, gradient, accumulate, nodes } = operands;
@@ -187,7 +188,7 @@ impl Dense {
             Sums { run_depth: pixels, segments: leaves, nodes, a_step: GROUP, accumulate, ..Sums::in_one(rows, depth) };
         let group = |group: usize, to: &mut [f32]| self.group_input(&input[..depth * inputs], group, depth, to);
         let output = Output::Panels(self.shape.weights(), gradient);
-        self.weight_gradient.multiply(sums, First::Columns(&group), Second::copied(&pack), output, crew);
+        self.weight_gradient.multiply(sums, First::Columns(&group), Second::copied(&pack), output, crew)
     }
 
     /// Copies a group of input columns together, and a column of ones behind the last one.

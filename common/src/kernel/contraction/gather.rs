@@ -232,7 +232,7 @@ impl Gather {
                         // SAFETY: rows and runs were checked against one sample's sizes when the plan was made, and
                         // the lengths above are those of `samples` samples; packed panels are whole vectors wide and
                         // `depth` rows long; `output` is borrowed mutably, and panels and rows do not overlap.
-                        unsafe { microkernel::run(self.isa, &block) }
+                        unsafe { microkernel::run(self.isa, &block) };
                     }
                 }
             }
@@ -242,7 +242,7 @@ impl Gather {
                 for panel in &self.panels {
                     let block = block(panel, group, samples, input, packed, scratch);
                     // SAFETY: as above, with `scratch` as the output.
-                    unsafe { microkernel::run(self.isa, &block) }
+                    unsafe { microkernel::run(self.isa, &block) };
                 }
                 self.sum_taps(terms, &scratch[..products], bias, after, output);
             }

@@ -136,7 +136,7 @@ impl Reduce {
                 // SAFETY: rows and runs were checked against one sample's sizes when the plan was made, and the lengths
                 // above are those of `samples` samples; whole vectors of `low` end within the slack (or within the
                 // packed copy, whose rows are whole vectors); rows and panels of `gradient` do not overlap.
-                unsafe { microkernel::run(self.isa, &block) }
+                unsafe { microkernel::run(self.isa, &block) };
             }
         }
     }

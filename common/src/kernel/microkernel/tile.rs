@@ -26,7 +26,7 @@ impl Sums {
 /// Accumulators of a tile.
 type Accumulators<P, const R: usize, const V: usize> = [[Vector<P>; V]; R];
 
-/// All tiles of a height.
+/// All tiles of a height. Returns whether all outputs are known to be finite.
 ///
 /// # Safety
 /// The tiles' rows belong to the block, for which the caller promises what [`super::run`] asks for.
@@ -35,14 +35,14 @@ pub(super) unsafe fn all<P: Products, const R: usize, const V: usize, const WHOL
     block: &Block<'_, P::Element>,
     tiles: &[[Row; R]],
     fetching: &mut Fetching,
-) {
+) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
         if let &[repeats] = block.segments {
             tiles.iter().for_each(|rows| single::<P, R, V, WHOLE>(block, rows, repeats, fetching));
-        } else {
-            tiles.chunks(TOGETHER).for_each(|tiles| tree::<P, R, V, WHOLE>(block, tiles, fetching));
+            return tiles.is_empty();
         }
+        tiles.chunks(TOGETHER).fold(true, |finite, tiles| finite & tree::<P, R, V, WHOLE>(block, tiles, fetching))
     }
 }
 
@@ -88,13 +88,15 @@ unsafe fn single<P: Products, const R: usize, const V: usize, const WHOLE: bool>
 ///
 /// Segment `k` completes as many subtrees as `k` has ones at its end in binary: then their left halves wait on the
 /// stack, the last one on top.
+///
+/// Returns whether all sums are known to be finite. Lanes that hold no column may say that they are not.
 #[expect(clippy::needless_range_loop)]
 #[inline(always)]
 unsafe fn tree<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
     block: &Block<'_, P::Element>,
     tiles: &[[Row; R]],
     fetching: &mut Fetching,
-) {
+) -> bool {
     // Sums of complete subtrees of segments, the largest first, none of them under another one.
     let mut subtrees = [[Sums::UNINIT; TOGETHER]; MAX_LEVELS + 1];
     let rounded = block.nodes == Precision::Bf16;
@@ -102,6 +104,8 @@ unsafe fn tree<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
     let mut waiting = 0;
     // SAFETY: `Sums` hold R * V vectors, which are stored before they are read; the rest is the caller's promise.
     unsafe {
+        // Stays 0 as long as finite sums are multiplied by 0 and added.
+        let mut zeros = P::Sums::splat(0.0);
         for (k, &repeats) in block.segments.iter().enumerate() {
             let below = waiting - k.trailing_ones() as usize;
             for (tile, rows) in tiles.iter().enumerate() {
@@ -120,6 +124,7 @@ unsafe fn tree<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
                         }
                     }
                     if k + 1 == block.segments.len() {
+                        zeros = add_zeros::<P, R, V>(&acc, zeros);
                         finish::<P, R, V, WHOLE>(block, rows, &acc);
                         continue;
                     }
@@ -145,6 +150,7 @@ unsafe fn tree<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
                                 acc[i][v] = P::Sums::load(root.add((i * V + v) * P::Sums::LANES));
                             }
                         }
+                        zeros = add_zeros::<P, R, V>(&acc, zeros);
                         finish::<P, R, V, WHOLE>(block, rows, &acc);
                     }
                 }
@@ -153,7 +159,26 @@ unsafe fn tree<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
             a += (repeats * block.a_repeat) as isize;
             b = b.wrapping_add(repeats * block.b_repeat * block.b_stride);
         }
+        let mut lanes = Sums::UNINIT;
+        P::Sums::store(lanes.as_mut_ptr(), zeros);
+        (0..P::Sums::LANES).all(|lane| *lanes.as_mut_ptr().add(lane) == 0.0)
     }
+}
+
+/// Adds every accumulator times 0.
+#[expect(clippy::needless_range_loop)]
+#[inline(always)]
+unsafe fn add_zeros<P: Products, const R: usize, const V: usize>(
+    acc: &Accumulators<P, R, V>,
+    mut zeros: Vector<P>,
+) -> Vector<P> {
+    for i in 0..R {
+        for v in 0..V {
+            // SAFETY: the machine has the instruction set.
+            zeros = unsafe { P::Sums::multiply_add(acc[i][v], P::Sums::splat(0.0), zeros) };
+        }
+    }
+    zeros
 }
 
 /// Lanes of vector `v` that hold columns of the block.
@@ -206,7 +231,6 @@ unsafe fn finish<P: Products, const R: usize, const V: usize, const WHOLE: bool>
 }
 
 /// All products of one segment, whose operands begin at `a` and `b`: the runs, `repeats` times.
-#[expect(clippy::needless_range_loop)]
 #[inline(always)]
 unsafe fn segment<P: Products, const R: usize, const V: usize>(
     block: &Block<'_, P::Element>,

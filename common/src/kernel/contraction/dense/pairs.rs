@@ -69,7 +69,7 @@ impl Dense {
         leaves: &[usize],
         operands: DenseWeightGradient<'_>,
         crew: &mut Crew,
-    ) {
+    ) -> bool {
         let DenseWeightGradient { input, delta, gradient, accumulate, nodes } = operands;
         let DenseShape { pixels, inputs, outputs } = self.shape;
         let mut segments = [0; MAX_SEGMENTS];
@@ -108,7 +108,7 @@ impl Dense {
             ..Sums::in_one(gradient.len() / outputs, depth)
         };
         let output = Output::Panels(self.shape.weights(), gradient);
-        self.weight_gradient.multiply(sums, First::Columns(&group), Second::copied(&pack), output, crew);
+        self.weight_gradient.multiply(sums, First::Columns(&group), Second::copied(&pack), output, crew)
     }
 
     /// Calls `work` with the pairs of neighbours in rows of `columns` values, which all threads may read.

@@ -1,6 +1,7 @@
 //! One matrix product whose work is shared by the threads of the pool.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::kernel::ahead::{Ahead, LINE};
 use crate::kernel::contraction::crew::{Crew, Desk};
@@ -63,7 +64,7 @@ impl Product {
         Self { isa, rows, panels: panels(isa, columns, 0), columns, desk }
     }
 
-    /// Computes the product in units of a panel by some rows.
+    /// Computes the product in units of a panel by some rows. Returns whether all outputs are known to be finite.
     pub(super) fn multiply<E: Element>(
         &self,
         sums: Sums<'_>,
@@ -71,10 +72,10 @@ impl Product {
         second: Second<'_, E>,
         output: Output<'_>,
         crew: &mut Crew,
-    ) {
+    ) -> bool {
         let Sums { rows: row_count, depth, run_depth, segments, nodes, a_step, bias, accumulate, after } = sums;
         let rows = self.rows.each_ref().map(|rows| &rows[..row_count.min(rows.len())]);
-        let Some(last) = rows[0].last() else { return };
+        let Some(last) = rows[0].last() else { return true };
         let operand_len = last.a as usize + depth.saturating_sub(1) * a_step + 1;
         assert!(first.holds(operand_len), "first operand too short");
         assert!(output.holds(row_count, self.columns), "output too short");
@@ -87,6 +88,7 @@ impl Product {
         let units = self.units(row_count, &first, depth, crew.size());
         let output = output.places();
         let worth_sharing = row_count * depth * self.columns >= MIN_SHARED_PRODUCTS;
+        let known_finite = AtomicBool::new(true);
         crew.share(units.count(), worth_sharing, |unit, desk| {
             let Unit { panel: panel_index, stretch, rows: range } = units.get(unit);
             let panel = &self.panels[panel_index];
@@ -156,9 +158,12 @@ impl Product {
                 // SAFETY: the lengths of `a`, `output` and the gate were checked above for the last row, and rows
                 // ascend; the segments go through `depth` rows of the panel, which are whole vectors wide; units are
                 // different panels or different rows, so that no two of them share an output.
-                unsafe { microkernel::run(self.isa, &block) }
+                let finite = unsafe { microkernel::run(self.isa, &block) };
+                // Threads meet at the end of `share`.
+                known_finite.fetch_and(finite, Ordering::Relaxed);
             }
         });
+        known_finite.into_inner()
     }
 
     /// How the product is divided into units of work.
