@@ -238,6 +238,53 @@ fn work_that_threads_share() {
     }
 }
 
+/// Scenario: leaves are added whose gradients are finite, or hold one infinity or NaN, or overflow. Property: only what is
+/// finite is said to be known to be finite, whichever tile, row or column it is in.
+#[test]
+fn what_is_said_to_be_finite_is_finite() {
+    let shape = DenseShape { pixels: 1, inputs: 23, outputs: 112 };
+    let leaves = [3, 2];
+    for isa in Isa::available() {
+        for nodes in Precision::ALL {
+            let plan = Dense::new(isa, shape, 5);
+            let mut crew = Crew::new(1, plan.crew());
+            let mut known = |leaves: &[usize], change: &dyn Fn(&mut [f32], &mut [f32])| {
+                let (mut input, mut delta) = (random(5 * shape.inputs, 1), random(5 * shape.outputs, 2));
+                change(&mut input, &mut delta);
+                let mut gradient = vec![CANARY; (shape.inputs + 1) * shape.outputs];
+                let operands = DenseWeightGradient {
+                    input: &input,
+                    delta: &delta,
+                    gradient: &mut gradient,
+                    accumulate: false,
+                    nodes,
+                };
+                let known = plan.weight_gradient(leaves, operands, &mut crew);
+                (known, gradient.iter().all(|value| value.is_finite()))
+            };
+            assert_eq!(known(&leaves, &|_, _| ()), (true, true), "{isa}");
+            assert_eq!(known(&[5], &|_, _| ()), (false, true), "{isa}: nobody looks at a single leaf");
+            for place in 0..5 * shape.outputs {
+                for wrong in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+                    assert_eq!(known(&leaves, &|_, delta| delta[place] = wrong), (false, false), "{isa}: {place}");
+                }
+            }
+            for row in 0..shape.inputs {
+                // One sample of each leaf: half of the largest number each, and their sum is above it.
+                let overflow = |input: &mut [f32], delta: &mut [f32]| {
+                    input.fill(0.0);
+                    delta.fill(0.0);
+                    for sample in [0, 3] {
+                        input[sample * shape.inputs + row] = f32::MAX * 0.7;
+                        delta[sample * shape.outputs + 100] = 1.0;
+                    }
+                };
+                assert_eq!(known(&leaves, &overflow), (false, false), "{isa}: row {row}");
+            }
+        }
+    }
+}
+
 #[test]
 #[should_panic(expected = "3 leaves")]
 fn leaves_that_are_no_subtree() {

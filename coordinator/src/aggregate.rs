@@ -5,8 +5,9 @@
 //! readable as a whole until version `v + 1` is.
 //!
 //! A step is taken only if the whole gradient and the loss are finite. Where all chunks become complete at once, that is
-//! known before the first of them is touched. Where they come one by one, the moments that a step changes are kept until
-//! the last chunk is there, and are put back if that one is not finite.
+//! known before the first of them is touched: who made the gradient in this process has found out on the way
+//! ([`FloatBuffer::is_known_finite`]), or it is looked at. Where chunks come one by one, the moments that a step changes are
+//! kept until the last chunk is there, and are put back if that one is not finite.
 
 mod chunk_task;
 mod message;
@@ -492,6 +493,37 @@ mod tests {
         };
         // Between 256 and 512 there is a bfloat16 number every 2; of two as near, the even one is taken.
         assert_eq!([Precision::F32, Precision::Bf16].map(norm), [259.0, 260.0]);
+    }
+
+    /// Scenario: a worker hands in the root, and has found on the way that it is finite, or has not looked. Property: the same
+    /// version and the same norm.
+    #[test]
+    fn what_a_worker_has_found_out_changes_nothing() {
+        let values: Vec<f32> = (0..CHUNK_FLOATS + 21).map(|i| (i % 97) as f32 - 50.0).collect();
+        let root = NodeId { level: 1, index: 0 };
+        let made_of = |known: bool| {
+            let mut bench = bench(vec![1.0; values.len()]);
+            bench.begin(0, 1, false);
+            bench.tell(ToAggregator::Expect(member(1), root, 1.0));
+            let mut gradient = FloatBuffer::from(values.clone());
+            if known {
+                gradient.set_known_finite();
+            }
+            let gradient = Arc::new(gradient);
+            let reports = bench.tell(ToAggregator::Whole { member: member(1), round: 0, node: root, gradient });
+            bench.end();
+            let made = reports.into_iter().find_map(|report| match report {
+                FromAggregator::Reduced { gradient_norm, digest, parameters, .. } => {
+                    Some((gradient_norm, digest, parameters.unwrap()))
+                }
+                _ => None,
+            });
+            made.expect("a round that is made")
+        };
+        let squares: f64 = values.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
+        let (norm, digest, parameters) = made_of(true);
+        assert!((norm - squares.sqrt() / 4.0).abs() < 1e-9 * norm, "{norm}");
+        assert_eq!((norm, digest, parameters), made_of(false));
     }
 
     /// Scenario: two members hand in the same node, as when it was hedged; one of them after the round is made. Property:
