@@ -13,10 +13,13 @@
 //! copies: to fetch them from another core's cache takes longer than to make them. (The pairs of `pairs.rs` are made once,
 //! because that is more than a copy.)
 
+mod output;
 mod pairs;
 mod product;
+mod units;
 
-use product::{DeskLayout, First, GROUP, Output, Product, Second, Sums};
+use output::Output;
+use product::{DeskLayout, First, GROUP, Product, Second, Sums};
 
 use super::crew::CrewSize;
 use super::{After, Crew, Panel};
@@ -121,7 +124,7 @@ impl Dense {
             let stored = self.shape.weights().panel_of(panel.start);
             let lines = stored.range.len() / LINE;
             let from = weights[stored.range].as_ptr();
-            Some(Ahead { from, run: lines.max(1), stride: 0, lines: 0..lines })
+            (lines > 0).then_some(Ahead { from, run: lines, stride: 0, lines: 0..lines })
         };
         let second = Second { stored: Some(weights), pack: &pack, source: &source };
         let sums = Sums { bias, after, ..Sums::in_one(rows, inputs) };
@@ -160,8 +163,8 @@ impl Dense {
         self.input_gradient.multiply(sums, First::Rows(delta), second, Output::Rows(input_gradient), crew);
     }
 
-    /// Adds to `gradient` (inputs, outputs, in panels; then the bias' outputs, if there is one) the sum over samples and pixels of
-    /// `input * delta`, or sets it to that sum. Leaves are sums of their own, added as a perfect binary tree; there
+    /// Adds to `gradient` (inputs, outputs, in panels; then the bias' outputs, if there is one) the sum over samples and
+    /// pixels of `input * delta`, or sets it to that sum. Leaves are sums of their own, added as a perfect binary tree; there
     /// must be a power of two of them, and just one if there is something to add to. Returns whether all of `gradient` is
     /// known to be finite, which is found out on the way where several leaves are added.
     ///

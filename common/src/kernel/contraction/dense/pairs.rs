@@ -8,7 +8,8 @@
 use bytemuck::{cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
-use super::product::{First, GROUP, Output, Second, Sums};
+use super::output::Output;
+use super::product::{First, GROUP, Second, Sums};
 use super::{Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient};
 use crate::kernel::AlignedFloats;
 use crate::kernel::bf16::{self, Bf16Pair, RowPairs};

@@ -1,9 +1,10 @@
 //! One matrix product whose work is shared by the threads of the pool.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::kernel::ahead::{Ahead, LINE};
+use super::output::{Output, OutputPart, Spacing};
+use super::units::{Unit, Units};
+use crate::kernel::ahead::Ahead;
 use crate::kernel::contraction::crew::{Crew, Desk};
 use crate::kernel::contraction::{After, Panel, SLACK, index, panels};
 use crate::kernel::isa::Isa;
@@ -14,21 +15,9 @@ use crate::model::{PANEL_COLUMNS, PanelMatrix};
 
 /// Fewer products than this are not worth another thread: about 10 us of one core.
 const MIN_SHARED_PRODUCTS: usize = 1 << 20;
-/// Units for each thread, so that one that is disturbed does not hold up the others for long.
-const UNITS_PER_THREAD: usize = 24;
-
-/// Elements of copied columns that are gone through for one panel after the other: 512 KiB, so that they stay in the L2
-/// cache beside the panel.
-const BAND: usize = 128 << 10;
-/// Fewer rows than this are not worth copying a panel.
-const MIN_BAND_ROWS: usize = 192;
-
 /// Input columns that are copied together for a weight gradient, so that they lie side by side for each sample: a
 /// multiple of the rows of the microkernel's largest tiles (6 and 8), in whole cache lines.
 pub(super) const GROUP: usize = 48;
-
-/// How far ahead of the rows at hand memory is fetched that will be written: a tile of the largest height.
-const ROWS_AHEAD: usize = 8;
 
 /// How the scratch memory of a desk is divided.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +74,8 @@ impl Product {
             assert!(gate.len() >= row_count * self.columns, "gate too short");
         }
         let runs = [Run { a: 0, b: 0, depth: index(run_depth) }];
-        let units = self.units(row_count, &first, depth, crew.size());
+        let in_bands = matches!(first, First::Columns(_));
+        let units = Units::new([row_count, self.panels.len()], in_bands.then_some(depth), crew.size());
         let output = output.places();
         let worth_sharing = row_count * depth * self.columns >= MIN_SHARED_PRODUCTS;
         let known_finite = AtomicBool::new(true);
@@ -119,15 +109,12 @@ impl Product {
             };
             let next_panel = self.panels.get(panel_index + 1).and_then(second.source);
             let next_share = next_panel.map(|source| source.part(stretch, units.stretches));
-            for OutputPart { rows: part, narrow, c, ahead } in output.parts(panel, range) {
-                let mut bias_row = [rows[0][part.start]];
-                let rows = match part {
-                    // Of a row of its own, `c` is the place.
-                    Range { start, .. } if Some(start) == output.bias_row() => {
-                        bias_row[0].c = 0;
-                        &bias_row[..]
-                    }
-                    _ => &rows[usize::from(narrow)][part],
+            for OutputPart { rows: part, spacing, c, ahead } in output.parts(panel, range) {
+                let alone = [Row { c: 0, ..rows[0][part.start] }];
+                let rows = match spacing {
+                    Spacing::Wide => &rows[0][part],
+                    Spacing::Narrow => &rows[1][part],
+                    Spacing::Alone => &alone,
                 };
                 let block = Block {
                     a: a.as_ptr(),
@@ -164,53 +151,6 @@ impl Product {
             }
         });
         known_finite.into_inner()
-    }
-
-    /// How the product is divided into units of work.
-    fn units<E>(&self, rows: usize, first: &First<'_, E>, depth: usize, threads: usize) -> Units {
-        let bands = match first {
-            First::Rows(_) => 1,
-            First::Columns(_) => rows.div_ceil((BAND / depth.max(1)).max(MIN_BAND_ROWS)),
-        };
-        let band_rows = rows.div_ceil(bands).next_multiple_of(GROUP);
-        let wanted = if threads == 1 { 1 } else { (threads * UNITS_PER_THREAD).div_ceil(self.panels.len() * bands) };
-        let unit_rows = band_rows.div_ceil(wanted).next_multiple_of(GROUP);
-        Units { rows, bands, band_rows, panels: self.panels.len(), stretches: band_rows.div_ceil(unit_rows), unit_rows }
-    }
-}
-
-/// Units of work in the order in which they are best done: band by band of the rows, panel by panel, stretch by stretch
-/// of the band's rows.
-#[derive(Clone, Copy)]
-struct Units {
-    rows: usize,
-    bands: usize,
-    band_rows: usize,
-    panels: usize,
-    stretches: usize,
-    unit_rows: usize,
-}
-
-/// Some rows of a panel.
-struct Unit {
-    panel: usize,
-    /// Its place among the units of the same band and panel.
-    stretch: usize,
-    /// May be empty.
-    rows: Range<usize>,
-}
-
-impl Units {
-    fn count(&self) -> usize {
-        self.bands * self.panels * self.stretches
-    }
-
-    fn get(&self, unit: usize) -> Unit {
-        let (place, stretch) = (unit / self.stretches, unit % self.stretches);
-        let (band, panel) = (place / self.panels, place % self.panels);
-        let end = self.rows.min((band + 1) * self.band_rows);
-        let start = (band * self.band_rows + stretch * self.unit_rows).min(end);
-        Unit { panel, stretch, rows: start..end.min(start + self.unit_rows) }
     }
 }
 
@@ -294,87 +234,5 @@ impl<'a, E> Second<'a, E> {
     fn in_place(&self, panel: &Panel, depth: usize) -> Option<&'a [E]> {
         let stored = self.stored.filter(|_| panel.columns == PANEL_COLUMNS)?;
         Some(&stored[panel.start * depth..][..PANEL_COLUMNS * depth])
-    }
-}
-
-/// What a product writes.
-pub(super) enum Output<'a> {
-    /// Rows of all columns, one after the other.
-    Rows(&'a mut [f32]),
-    /// A matrix in panels; behind it, one more row of the product, if there is one: the gradient of a bias.
-    Panels(PanelMatrix, &'a mut [f32]),
-}
-
-impl Output<'_> {
-    /// Whether there is room for so many rows.
-    fn holds(&self, rows: usize, columns: usize) -> bool {
-        match self {
-            Self::Rows(output) => output.len() >= rows * columns,
-            Self::Panels(matrix, output) => {
-                matrix.columns == columns && rows <= matrix.rows + 1 && output.len() >= rows.max(matrix.rows) * columns
-            }
-        }
-    }
-
-    fn places(self) -> OutputPlaces {
-        match self {
-            Self::Rows(output) => OutputPlaces { matrix: None, start: output.as_mut_ptr() },
-            Self::Panels(matrix, output) => OutputPlaces { matrix: Some(matrix), start: output.as_mut_ptr() },
-        }
-    }
-}
-
-/// An output to which several threads write, each to places of its own.
-#[derive(Clone, Copy)]
-struct OutputPlaces {
-    matrix: Option<PanelMatrix>,
-    start: *mut f32,
-}
-
-// SAFETY: an address may be known to any thread. Who writes through it says why nobody else does.
-unsafe impl Send for OutputPlaces {}
-// SAFETY: as above.
-unsafe impl Sync for OutputPlaces {}
-
-/// Rows of a panel that one block can write.
-struct OutputPart {
-    rows: Range<usize>,
-    /// Whether rows are as far apart as in the last panel.
-    narrow: bool,
-    /// Where the panel's first row is, or the only one.
-    c: *mut f32,
-    /// Memory that will be written.
-    ahead: Option<Ahead>,
-}
-
-impl OutputPlaces {
-    /// The row that lies behind the matrix.
-    fn bias_row(&self) -> Option<usize> {
-        self.matrix.map(|matrix| matrix.rows)
-    }
-
-    /// The places of some rows of a panel.
-    fn parts(&self, panel: &Panel, rows: Range<usize>) -> impl Iterator<Item = OutputPart> {
-        let at = |place: usize| self.start.wrapping_add(place);
-        let (in_matrix, behind) = match self.matrix {
-            None => (OutputPart { rows, narrow: false, c: at(panel.start), ahead: None }, None),
-            Some(matrix) => {
-                let stored = matrix.panel_of(panel.start);
-                let c = at(stored.range.start + panel.start - stored.start);
-                let inside = rows.start..rows.end.min(matrix.rows);
-                let narrow = stored.columns < PANEL_COLUMNS.min(matrix.columns);
-                let lines = inside.len() * stored.columns / LINE;
-                let soon = at(stored.range.start + (inside.start + ROWS_AHEAD) * stored.columns);
-                let ahead = Ahead { from: soon, run: lines.max(1), stride: 0, lines: 0..lines };
-                let behind = rows.contains(&matrix.rows).then(|| OutputPart {
-                    rows: matrix.rows..matrix.rows + 1,
-                    narrow: false,
-                    c: at(matrix.elements() + panel.start),
-                    ahead: None,
-                });
-                (OutputPart { rows: inside, narrow, c, ahead: Some(ahead) }, behind)
-            }
-        };
-        [Some(in_matrix).filter(|part| !part.rows.is_empty()), behind].into_iter().flatten()
     }
 }
