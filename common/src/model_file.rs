@@ -213,6 +213,38 @@ mod tests {
         assert_eq!((loaded.rounds, loaded.loss.as_str()), (7, "mse"));
     }
 
+    /// Scenario: kernels of this model are stored in panels. Property: its file has their elements row by row, and its
+    /// hash is that of the file's tensors.
+    #[test]
+    fn tensors_are_row_by_row_in_files() {
+        let model = preset("dense").unwrap().resolve().unwrap();
+        let mut parameters = vec![0.0; model.layout.parameters()];
+        for entry in model.layout.entries() {
+            let tensor: Vec<f32> = (0..entry.range.len()).map(|element| element as f32).collect();
+            entry.write(&tensor, &mut parameters);
+        }
+        let in_order = |flat: &[f32]| flat.windows(2).all(|pair| pair[1] == pair[0] + 1.0 || pair[1] == 0.0);
+        assert!(!in_order(&parameters), "some kernels are stored in another order");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("model.safetensors");
+        TrainedModel { model, parameters, loss: "mse".into(), rounds: 7 }.save(&path).unwrap();
+        let file = std::fs::read(&path).unwrap();
+        let tensors = SafeTensors::deserialize(&file).unwrap();
+        let layout = TrainedModel::load(&path).unwrap().model.layout;
+        let floats: Vec<f32> = (layout.entries().iter())
+            .flat_map(|entry| tensors.tensor(&entry.name).unwrap().data().to_vec())
+            .collect::<Vec<u8>>()
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&bytes| f32::from_le_bytes(bytes))
+            .collect();
+        assert!(in_order(&floats));
+        let (_, header) = SafeTensors::read_metadata(&file).unwrap();
+        let hash = &header.metadata().as_ref().unwrap()[KEY_SHA256];
+        assert_eq!(*hash, crate::hash::sha256_of_floats(&floats));
+    }
+
     #[test]
     fn damaged_and_foreign_files_are_refused_with_the_reason() {
         let directory = tempfile::tempdir().unwrap();
