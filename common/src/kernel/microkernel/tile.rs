@@ -1,4 +1,10 @@
 //! One tile of outputs in registers: its products, and the tree of its segments.
+#![expect(
+    clippy::needless_range_loop,
+    reason = "counted loops over the const sizes are what the compiler unrolls; iterators over the same arrays it does not always"
+)]
+
+use std::ops::Range;
 
 use super::{Block, Finish, MAX_LEVELS, PIECE, Row, Run, Start};
 use crate::kernel::ahead::Fetching;
@@ -18,8 +24,35 @@ struct Sums(std::mem::MaybeUninit<[f32; 8 * 64]>);
 impl Sums {
     const UNINIT: Self = Self(std::mem::MaybeUninit::uninit());
 
-    fn as_mut_ptr(&mut self) -> *mut f32 {
-        self.0.as_mut_ptr().cast()
+    /// Where a vector lies.
+    #[inline(always)]
+    fn vector<P: Products>(&mut self, i: usize) -> *mut f32 {
+        self.0.as_mut_ptr().cast::<f32>().wrapping_add(i * P::Sums::LANES)
+    }
+
+    #[inline(always)]
+    unsafe fn store<P: Products, const R: usize, const V: usize>(&mut self, acc: &Accumulators<P, R, V>) {
+        for i in 0..R {
+            for v in 0..V {
+                // SAFETY: there is room for R * V vectors.
+                unsafe { P::Sums::store(self.vector::<P>(i * V + v), acc[i][v]) }
+            }
+        }
+    }
+
+    /// What was stored.
+    #[inline(always)]
+    unsafe fn load<P: Products, const R: usize, const V: usize>(&mut self) -> Accumulators<P, R, V> {
+        // SAFETY: R * V vectors were stored, by the caller's promise.
+        unsafe {
+            let mut acc = [[P::Sums::splat(0.0); V]; R];
+            for i in 0..R {
+                for v in 0..V {
+                    acc[i][v] = P::Sums::load(self.vector::<P>(i * V + v));
+                }
+            }
+            acc
+        }
     }
 }
 
@@ -51,7 +84,6 @@ pub(super) unsafe fn all<P: Products, const R: usize, const V: usize, const WHOL
 ///
 /// The start values take the way through memory so that the compiler does not know them to be equal; it would merge
 /// accumulators and shuffle them apart again.
-#[expect(clippy::needless_range_loop)]
 #[inline(always)]
 unsafe fn single<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
     block: &Block<'_, P::Element>,
@@ -60,7 +92,6 @@ unsafe fn single<P: Products, const R: usize, const V: usize, const WHOLE: bool>
     fetching: &mut Fetching,
 ) {
     let mut starts = Sums::UNINIT;
-    let starts = starts.as_mut_ptr();
     // SAFETY: `Sums` hold R * V vectors, which are stored before they are read; the rest is the caller's promise.
     unsafe {
         for (i, row) in rows.iter().enumerate() {
@@ -70,15 +101,10 @@ unsafe fn single<P: Products, const R: usize, const V: usize, const WHOLE: bool>
                     Start::Accumulate => load::<P, WHOLE>(block, block.c.add(row.c as usize), v),
                     Start::Bias(bias) => P::start(load::<P, WHOLE>(block, bias, v)),
                 };
-                P::Sums::store(starts.add((i * V + v) * P::Sums::LANES), start);
+                P::Sums::store(starts.vector::<P>(i * V + v), start);
             }
         }
-        let mut acc = [[P::Sums::splat(0.0); V]; R];
-        for i in 0..R {
-            for v in 0..V {
-                acc[i][v] = P::Sums::load(starts.add((i * V + v) * P::Sums::LANES));
-            }
-        }
+        let mut acc = starts.load::<P, R, V>();
         segment::<P, R, V>(block, rows, (0, block.b), repeats, &mut acc, fetching);
         finish::<P, R, V, WHOLE>(block, rows, &acc);
     }
@@ -90,7 +116,6 @@ unsafe fn single<P: Products, const R: usize, const V: usize, const WHOLE: bool>
 /// stack, the last one on top.
 ///
 /// Returns whether all sums are known to be finite. Lanes that hold no column may say that they are not.
-#[expect(clippy::needless_range_loop)]
 #[inline(always)]
 unsafe fn tree<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
     block: &Block<'_, P::Element>,
@@ -111,48 +136,25 @@ unsafe fn tree<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
             for (tile, rows) in tiles.iter().enumerate() {
                 let mut acc = [[P::Sums::splat(0.0); V]; R];
                 segment::<P, R, V>(block, rows, (a, b), repeats, &mut acc, fetching);
-                let mut top = waiting;
-                if !rounded {
-                    while top > below {
-                        top -= 1;
-                        let left = subtrees[top][tile].as_mut_ptr();
-                        for i in 0..R {
-                            for v in 0..V {
-                                let left = P::Sums::load(left.add((i * V + v) * P::Sums::LANES));
-                                acc[i][v] = P::Sums::add(left, acc[i][v]);
-                            }
-                        }
-                    }
-                    if k + 1 == block.segments.len() {
-                        zeros = add_zeros::<P, R, V>(&acc, zeros);
-                        finish::<P, R, V, WHOLE>(block, rows, &acc);
-                        continue;
-                    }
-                }
-                let sums = subtrees[top][tile].as_mut_ptr();
-                for i in 0..R {
-                    for v in 0..V {
-                        P::Sums::store(sums.add((i * V + v) * P::Sums::LANES), acc[i][v]);
-                    }
-                }
                 if rounded {
-                    let len = R * V * P::Sums::LANES;
-                    (0..len).for_each(|i| *sums.add(i) = bf16::round(*sums.add(i)));
-                    while top > below {
-                        top -= 1;
-                        let [left, right] = [top, top + 1].map(|level| subtrees[level][tile].as_mut_ptr());
-                        (0..len).for_each(|i| *left.add(i) = bf16::round(*left.add(i) + *right.add(i)));
-                    }
-                    if k + 1 == block.segments.len() {
-                        let root = subtrees[0][tile].as_mut_ptr();
+                    subtrees[waiting][tile].store::<P, R, V>(&acc);
+                    add_rounded(&mut subtrees, tile, below..waiting, R * V * P::Sums::LANES);
+                    acc = subtrees[below][tile].load::<P, R, V>();
+                } else {
+                    for level in (below..waiting).rev() {
+                        let left = subtrees[level][tile].load::<P, R, V>();
                         for i in 0..R {
                             for v in 0..V {
-                                acc[i][v] = P::Sums::load(root.add((i * V + v) * P::Sums::LANES));
+                                acc[i][v] = P::Sums::add(left[i][v], acc[i][v]);
                             }
                         }
-                        zeros = add_zeros::<P, R, V>(&acc, zeros);
-                        finish::<P, R, V, WHOLE>(block, rows, &acc);
                     }
+                }
+                if k + 1 < block.segments.len() {
+                    subtrees[below][tile].store::<P, R, V>(&acc);
+                } else {
+                    zeros = add_zeros::<P, R, V>(&acc, zeros);
+                    finish::<P, R, V, WHOLE>(block, rows, &acc);
                 }
             }
             waiting = below + 1;
@@ -160,13 +162,28 @@ unsafe fn tree<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
             b = b.wrapping_add(repeats * block.b_repeat * block.b_stride);
         }
         let mut lanes = Sums::UNINIT;
-        P::Sums::store(lanes.as_mut_ptr(), zeros);
-        (0..P::Sums::LANES).all(|lane| *lanes.as_mut_ptr().add(lane) == 0.0)
+        P::Sums::store(lanes.vector::<P>(0), zeros);
+        (0..P::Sums::LANES).all(|lane| *lanes.vector::<P>(0).add(lane) == 0.0)
+    }
+}
+
+/// Rounds the sum of a tile on top of the stack, and adds it to those below, each sum rounded, down to the last level.
+///
+/// # Safety
+/// `len` floats of each were stored.
+unsafe fn add_rounded(subtrees: &mut [[Sums; TOGETHER]], tile: usize, levels: Range<usize>, len: usize) {
+    // SAFETY: the caller's promise.
+    let mut of_level = |level: usize| unsafe {
+        std::slice::from_raw_parts_mut(subtrees[level][tile].0.as_mut_ptr().cast::<f32>(), len)
+    };
+    of_level(levels.end).iter_mut().for_each(|sum| *sum = bf16::round(*sum));
+    for level in levels.rev() {
+        let [left, right] = [of_level(level), of_level(level + 1)];
+        left.iter_mut().zip(right).for_each(|(left, right)| *left = bf16::round(*left + *right));
     }
 }
 
 /// Adds every accumulator times 0.
-#[expect(clippy::needless_range_loop)]
 #[inline(always)]
 unsafe fn add_zeros<P: Products, const R: usize, const V: usize>(
     acc: &Accumulators<P, R, V>,
@@ -201,7 +218,6 @@ unsafe fn load<P: Products, const WHOLE: bool>(block: &Block<'_, P::Element>, fr
 }
 
 /// Writes a tile's results.
-#[expect(clippy::needless_range_loop)]
 #[inline(always)]
 unsafe fn finish<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
     block: &Block<'_, P::Element>,
@@ -293,7 +309,6 @@ unsafe fn products<P: Products, const R: usize, const V: usize>(
 }
 
 /// One part of one product of each output.
-#[expect(clippy::needless_range_loop)]
 #[inline(always)]
 unsafe fn part<P: Products, const R: usize, const V: usize, const PART: usize>(
     a_rows: &[*const P::Element; R],
