@@ -95,10 +95,9 @@ impl TrainedModel {
             (KEY_LOSS.to_owned(), self.loss.clone()),
             ("preprocessing".to_owned(), "u8 values are divided by 255, f32 values are used as they are".to_owned()),
         ]);
-        let entries = self.model.layout.entries();
-        let tensors = entries.iter().flat_map(|entry| entry.read(&self.parameters).into_owned());
-        let bytes: Vec<u8> = tensors.flat_map(f32::to_le_bytes).collect();
-        let views = entries.iter().map(|entry| {
+        let layout = &self.model.layout;
+        let bytes: Vec<u8> = layout.tensors(&self.parameters).into_iter().flat_map(f32::to_le_bytes).collect();
+        let views = layout.entries().iter().map(|entry| {
             let bytes = &bytes[entry.range.start * 4..entry.range.end * 4];
             let view = TensorView::new(Dtype::F32, entry.shape.clone(), bytes);
             (entry.name.as_str(), view.expect("an entry's shape has as many elements as its range"))

@@ -22,12 +22,19 @@ impl AlignedFloats {
     }
 }
 
+impl From<&[f32]> for AlignedFloats {
+    /// A copy.
+    fn from(values: &[f32]) -> Self {
+        let mut copy = Self::zeros(values.len());
+        copy.copy_from_slice(values);
+        copy
+    }
+}
+
 impl From<Vec<f32>> for AlignedFloats {
     /// A copy.
     fn from(values: Vec<f32>) -> Self {
-        let mut copy = Self::zeros(values.len());
-        copy.copy_from_slice(&values);
-        copy
+        Self::from(&values[..])
     }
 }
 

@@ -101,14 +101,23 @@ impl Layout {
         self.entries.last().map_or(0, |entry| entry.range.end)
     }
 
-    /// SHA-256 of all tensors, one after the other and row by row, as little-endian bytes: the `params_sha256` of a run. It
-    /// does not depend on how tensors are stored.
+    /// All tensors, one after the other and each row by row.
+    ///
+    /// # Panics
+    /// When `flat` is shorter than the layout.
+    pub fn tensors(&self, flat: &[f32]) -> Vec<f32> {
+        let mut tensors = Vec::with_capacity(self.parameters());
+        self.entries.iter().for_each(|entry| tensors.extend_from_slice(&entry.read(flat)));
+        tensors
+    }
+
+    /// SHA-256 of [`Layout::tensors`] as little-endian bytes: the `params_sha256` of a run. It does not depend on how
+    /// tensors are stored.
     ///
     /// # Panics
     /// When `flat` is shorter than the layout.
     pub fn sha256(&self, flat: &[f32]) -> String {
-        let tensors: Vec<f32> = self.entries.iter().flat_map(|entry| entry.read(flat).into_owned()).collect();
-        sha256_of_floats(&tensors)
+        sha256_of_floats(&self.tensors(flat))
     }
 
     /// A hash of every name, shape, offset and order: two processes with equal hashes mean the same by a parameter's index.

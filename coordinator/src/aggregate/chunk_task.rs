@@ -147,8 +147,8 @@ impl ChunkTask<'_> {
         }
         let gradient_sum = piece.values();
         let slices = AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated };
-        let (digest, squares) = take_step(isa, step, slices);
-        chunk.digest = digest;
+        let mut squares = SquareSum::default();
+        chunk.digest = take_step(isa, step, slices, sum_of_squares.is_none().then_some(&mut squares));
         chunk.sum_of_squares = sum_of_squares.unwrap_or_else(|| squares.total());
         recycle(&mut chunk.spare, piece);
     }
@@ -158,19 +158,22 @@ impl ChunkTask<'_> {
 /// which fit in any L2 cache.
 const BLOCK: usize = 4096;
 
-/// Takes the optimizer step. Returns the digest of the updated parameters, and the squares of the gradient.
-fn take_step(isa: Isa, step: AdamStep, slices: AdamSlices<'_>) -> (Digest, SquareSum) {
+/// Takes the optimizer step, and adds the gradient's squares to `squares` if they are wanted. Returns the digest of the
+/// updated parameters.
+fn take_step(isa: Isa, step: AdamStep, slices: AdamSlices<'_>, mut squares: Option<&mut SquareSum>) -> Digest {
     let AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated } = slices;
-    let (mut digest, mut squares) = (DigestBuilder::default(), SquareSum::default());
+    let mut digest = DigestBuilder::default();
     let read = parameters.chunks(BLOCK).zip(gradient_sum.chunks(BLOCK));
     let written = first_moment.chunks_mut(BLOCK).zip(second_moment.chunks_mut(BLOCK)).zip(updated.chunks_mut(BLOCK));
     for ((parameters, gradient_sum), ((first_moment, second_moment), updated)) in read.zip(written) {
         let slices = AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated: &mut *updated };
         adam::apply(isa, step, slices);
-        squares.add(isa, gradient_sum);
+        if let Some(squares) = &mut squares {
+            squares.add(isa, gradient_sum);
+        }
         digest.floats(updated);
     }
-    (digest.finish(), squares)
+    digest.finish()
 }
 
 /// The sum of two siblings, in the memory of the left one if it is ours, and its squares.
