@@ -9,6 +9,7 @@
 //! of two: the summed index goes through pairs.
 
 mod tile;
+mod tree;
 
 use super::ahead::{Ahead, Fetching};
 use super::isa::{Isa, Kind};
@@ -60,8 +61,9 @@ pub(super) enum Finish {
 /// `j < columns`, where the product of step `k` of a run in repeat `r` is
 /// `a[row.a + r * a_repeat + run.a + k * a_step] * b[(r * b_repeat + run.b + k) * b_stride + j]`.
 ///
-/// The repeats come in *segments*. Each is a sum of its own, from `start`; a number of segments that is a power of two
-/// is added as a perfect binary tree, left + right, before `finish`.
+/// The repeats come in *segments*. If there are several, a power of two, each is a sum of its own from 0, and they are
+/// added as a perfect binary tree, left + right, before `finish`. Then each segment must be one long stretch (a single run,
+/// in which repeats follow each other), and the operands of the rows of a tile must adjoin.
 pub(super) struct Block<'a, E> {
     pub a: *const E,
     pub b: *const E,
@@ -139,7 +141,7 @@ pub(super) fn panel_width(isa: Isa, columns: usize) -> usize {
 pub(super) unsafe fn run<E: Element>(isa: Isa, block: &Block<'_, E>) -> bool {
     match isa.kind() {
         // SAFETY: the caller's promises are the callee's.
-        Kind::Scalar => unsafe { rows::<E::On<Scalar>, 4, 1>(block) },
+        Kind::Scalar => unsafe { rows::<E::On<Scalar>, 4, 2, 1>(block) },
         // SAFETY: as above, and a value of `Isa` exists only for instruction sets that were detected.
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => unsafe { avx2(block) },
@@ -153,8 +155,8 @@ pub(super) unsafe fn run<E: Element>(isa: Isa, block: &Block<'_, E>) -> bool {
         #[cfg(target_arch = "aarch64")]
         Kind::Neon => unsafe {
             match panel_width(isa, block.columns) {
-                16 => rows::<E::On<super::simd::arm::Neon>, 6, 4>(block),
-                _ => rows::<E::On<super::simd::arm::Neon>, 8, 2>(block),
+                16 => rows::<E::On<super::simd::arm::Neon>, 6, 3, 4>(block),
+                _ => rows::<E::On<super::simd::arm::Neon>, 8, 6, 2>(block),
             }
         },
     }
@@ -167,8 +169,8 @@ unsafe fn avx2<E: Element>(block: &Block<'_, E>) -> bool {
     // SAFETY: the caller's promises are the callee's.
     unsafe {
         match block.columns {
-            9.. => rows::<E::On<Avx2>, 6, 2>(block),
-            _ => rows::<E::On<Avx2>, 6, 1>(block),
+            9.. => rows::<E::On<Avx2>, 6, 3, 2>(block),
+            _ => rows::<E::On<Avx2>, 6, 6, 1>(block),
         }
     }
 }
@@ -193,44 +195,71 @@ unsafe fn rows_of_avx512<P: Products>(block: &Block<'_, P::Element>) -> bool {
     // SAFETY: the caller's promises are the callee's.
     unsafe {
         match block.columns {
-            33.. => rows::<P, 6, 4>(block),
-            17.. => rows::<P, 8, 2>(block),
-            _ => rows::<P, 8, 1>(block),
+            33.. => rows::<P, 6, 3, 4>(block),
+            17.. => rows::<P, 8, 6, 2>(block),
+            _ => rows::<P, 8, 6, 1>(block),
+        }
+    }
+}
+
+/// Tiles of `R` rows, or of `T` where they add a tree of segments.
+#[inline(always)]
+unsafe fn rows<P: Products, const R: usize, const T: usize, const V: usize>(block: &Block<'_, P::Element>) -> bool {
+    let whole = block.columns == V * P::Sums::LANES;
+    // SAFETY: tiles are made of rows of the block; the caller's promises cover them.
+    unsafe {
+        match (block.segments.len() > 1, whole) {
+            (false, true) => singles::<P, R, V, true>(block),
+            (false, false) => singles::<P, R, V, false>(block),
+            (true, true) => trees::<P, T, V, true>(block),
+            (true, false) => trees::<P, T, V, false>(block),
         }
     }
 }
 
 /// Cuts the rows into tiles of `R`, then 4, 2 and 1.
 #[inline(always)]
-unsafe fn rows<P: Products, const R: usize, const V: usize>(block: &Block<'_, P::Element>) -> bool {
-    let whole = block.columns == V * P::Sums::LANES;
-    // SAFETY: tiles are made of rows of the block; the caller's promises cover them.
-    unsafe { if whole { rows_of_width::<P, R, V, true>(block) } else { rows_of_width::<P, R, V, false>(block) } }
-}
-
-#[inline(always)]
-unsafe fn rows_of_width<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
+unsafe fn singles<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
     block: &Block<'_, P::Element>,
 ) -> bool {
-    let occasions = block.ahead.as_ref().map_or(0, |_| block.rows.len().div_ceil(R) * block.pieces());
+    let occasions = block.rows.len().div_ceil(R) * block.pieces();
     let mut fetching = Fetching::new(block.ahead.as_ref(), occasions);
     let (tiles, mut rest) = block.rows.as_chunks::<R>();
     // SAFETY: as for `rows`.
     unsafe {
-        let mut finite = tile::all::<P, R, V, WHOLE>(block, tiles, &mut fetching);
+        tile::all::<P, R, V, WHOLE>(block, tiles, &mut fetching);
         if R > 4
             && let Some((rows, after)) = rest.split_first_chunk::<4>()
         {
-            finite &= tile::all::<P, 4, V, WHOLE>(block, &[*rows], &mut fetching);
+            tile::all::<P, 4, V, WHOLE>(block, &[*rows], &mut fetching);
             rest = after;
         }
         if R > 2
             && let Some((rows, after)) = rest.split_first_chunk::<2>()
         {
-            finite &= tile::all::<P, 2, V, WHOLE>(block, &[*rows], &mut fetching);
+            tile::all::<P, 2, V, WHOLE>(block, &[*rows], &mut fetching);
             rest = after;
         }
-        finite & tile::all::<P, 1, V, WHOLE>(block, rest.as_chunks::<1>().0, &mut fetching)
+        tile::all::<P, 1, V, WHOLE>(block, rest.as_chunks::<1>().0, &mut fetching);
+    }
+    block.rows.is_empty()
+}
+
+/// Cuts the rows into tiles of `T`, then 2 and 1, which add trees of segments.
+#[inline(always)]
+unsafe fn trees<P: Products, const T: usize, const V: usize, const WHOLE: bool>(block: &Block<'_, P::Element>) -> bool {
+    let occasions = block.rows.len().div_ceil(T) * tree::occasions(block);
+    let mut fetching = Fetching::new(block.ahead.as_ref(), occasions);
+    let (tiles, mut rest) = block.rows.as_chunks::<T>();
+    // SAFETY: as for `rows`.
+    unsafe {
+        let mut finite = tree::all::<P, T, V, WHOLE>(block, tiles, &mut fetching);
+        if T > 2 {
+            let (pairs, after) = rest.as_chunks::<2>();
+            finite &= tree::all::<P, 2, V, WHOLE>(block, pairs, &mut fetching);
+            rest = after;
+        }
+        finite & tree::all::<P, 1, V, WHOLE>(block, rest.as_chunks::<1>().0, &mut fetching)
     }
 }
 

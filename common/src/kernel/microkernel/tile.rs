@@ -1,65 +1,32 @@
-//! One tile of outputs in registers: its products, and the tree of its segments.
+//! A tile of outputs in registers: start values, products, results.
 #![expect(
     clippy::needless_range_loop,
     reason = "counted loops over the const sizes are what the compiler unrolls; iterators over the same arrays it does not always"
 )]
 
-use std::ops::Range;
-
-use super::{Block, Finish, MAX_LEVELS, PIECE, Row, Run, Start};
+use super::{Block, Finish, PIECE, Row, Run, Start};
 use crate::kernel::ahead::Fetching;
-use crate::kernel::bf16;
-use crate::kernel::precision::Precision;
 use crate::kernel::products::{Products, Vector};
 use crate::kernel::simd::Simd;
 
-/// Tiles that go through a segment one after the other, while its rows of the second operand are in the L1 cache.
-const TOGETHER: usize = 4;
-
 /// Sums of a tile in memory. The largest one of any instruction set has 8 rows of 64 columns.
-#[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Sums(std::mem::MaybeUninit<[f32; 8 * 64]>);
+pub(super) struct Sums(std::mem::MaybeUninit<[f32; 8 * 64]>);
 
 impl Sums {
-    const UNINIT: Self = Self(std::mem::MaybeUninit::uninit());
+    pub(super) const UNINIT: Self = Self(std::mem::MaybeUninit::uninit());
 
     /// Where a vector lies.
     #[inline(always)]
-    fn vector<P: Products>(&mut self, i: usize) -> *mut f32 {
+    pub(super) fn vector<P: Products>(&mut self, i: usize) -> *mut f32 {
         self.0.as_mut_ptr().cast::<f32>().wrapping_add(i * P::Sums::LANES)
-    }
-
-    #[inline(always)]
-    unsafe fn store<P: Products, const R: usize, const V: usize>(&mut self, acc: &Accumulators<P, R, V>) {
-        for i in 0..R {
-            for v in 0..V {
-                // SAFETY: there is room for R * V vectors.
-                unsafe { P::Sums::store(self.vector::<P>(i * V + v), acc[i][v]) }
-            }
-        }
-    }
-
-    /// What was stored.
-    #[inline(always)]
-    unsafe fn load<P: Products, const R: usize, const V: usize>(&mut self) -> Accumulators<P, R, V> {
-        // SAFETY: R * V vectors were stored, by the caller's promise.
-        unsafe {
-            let mut acc = [[P::Sums::splat(0.0); V]; R];
-            for i in 0..R {
-                for v in 0..V {
-                    acc[i][v] = P::Sums::load(self.vector::<P>(i * V + v));
-                }
-            }
-            acc
-        }
     }
 }
 
 /// Accumulators of a tile.
-type Accumulators<P, const R: usize, const V: usize> = [[Vector<P>; V]; R];
+pub(super) type Accumulators<P, const R: usize, const V: usize> = [[Vector<P>; V]; R];
 
-/// All tiles of a height. Returns whether all outputs are known to be finite.
+/// All tiles of a height.
 ///
 /// # Safety
 /// The tiles' rows belong to the block, for which the caller promises what [`super::run`] asks for.
@@ -68,14 +35,10 @@ pub(super) unsafe fn all<P: Products, const R: usize, const V: usize, const WHOL
     block: &Block<'_, P::Element>,
     tiles: &[[Row; R]],
     fetching: &mut Fetching,
-) -> bool {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if let &[repeats] = block.segments {
-            tiles.iter().for_each(|rows| single::<P, R, V, WHOLE>(block, rows, repeats, fetching));
-            return tiles.is_empty();
-        }
-        tiles.chunks(TOGETHER).fold(true, |finite, tiles| finite & tree::<P, R, V, WHOLE>(block, tiles, fetching))
+) {
+    for rows in tiles {
+        // SAFETY: the caller's promise.
+        unsafe { single::<P, R, V, WHOLE>(block, rows, block.segments[0], fetching) }
     }
 }
 
@@ -92,7 +55,7 @@ unsafe fn single<P: Products, const R: usize, const V: usize, const WHOLE: bool>
     fetching: &mut Fetching,
 ) {
     let mut starts = Sums::UNINIT;
-    // SAFETY: `Sums` hold R * V vectors, which are stored before they are read; the rest is the caller's promise.
+    // SAFETY: `Sums` have room for R * V vectors, which are stored before they are read; the rest is the caller's promise.
     unsafe {
         for (i, row) in rows.iter().enumerate() {
             for v in 0..V {
@@ -104,98 +67,15 @@ unsafe fn single<P: Products, const R: usize, const V: usize, const WHOLE: bool>
                 P::Sums::store(starts.vector::<P>(i * V + v), start);
             }
         }
-        let mut acc = starts.load::<P, R, V>();
+        let mut acc = [[P::Sums::splat(0.0); V]; R];
+        for i in 0..R {
+            for v in 0..V {
+                acc[i][v] = P::Sums::load(starts.vector::<P>(i * V + v));
+            }
+        }
         segment::<P, R, V>(block, rows, (0, block.b), repeats, &mut acc, fetching);
         finish::<P, R, V, WHOLE>(block, rows, &acc);
     }
-}
-
-/// Tiles of several segments, each a sum of its own from 0, added as a perfect binary tree.
-///
-/// Segment `k` completes as many subtrees as `k` has ones at its end in binary: then their left halves wait on the
-/// stack, the last one on top.
-///
-/// Returns whether all sums are known to be finite. Lanes that hold no column may say that they are not.
-#[inline(always)]
-unsafe fn tree<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
-    block: &Block<'_, P::Element>,
-    tiles: &[[Row; R]],
-    fetching: &mut Fetching,
-) -> bool {
-    // Sums of complete subtrees of segments, the largest first, none of them under another one.
-    let mut subtrees = [[Sums::UNINIT; TOGETHER]; MAX_LEVELS + 1];
-    let rounded = block.nodes == Precision::Bf16;
-    let (mut a, mut b) = (0, block.b);
-    let mut waiting = 0;
-    // SAFETY: `Sums` hold R * V vectors, which are stored before they are read; the rest is the caller's promise.
-    unsafe {
-        // Stays 0 as long as finite sums are multiplied by 0 and added.
-        let mut zeros = P::Sums::splat(0.0);
-        for (k, &repeats) in block.segments.iter().enumerate() {
-            let below = waiting - k.trailing_ones() as usize;
-            for (tile, rows) in tiles.iter().enumerate() {
-                let mut acc = [[P::Sums::splat(0.0); V]; R];
-                segment::<P, R, V>(block, rows, (a, b), repeats, &mut acc, fetching);
-                if rounded {
-                    subtrees[waiting][tile].store::<P, R, V>(&acc);
-                    add_rounded(&mut subtrees, tile, below..waiting, R * V * P::Sums::LANES);
-                    acc = subtrees[below][tile].load::<P, R, V>();
-                } else {
-                    for level in (below..waiting).rev() {
-                        let left = subtrees[level][tile].load::<P, R, V>();
-                        for i in 0..R {
-                            for v in 0..V {
-                                acc[i][v] = P::Sums::add(left[i][v], acc[i][v]);
-                            }
-                        }
-                    }
-                }
-                if k + 1 < block.segments.len() {
-                    subtrees[below][tile].store::<P, R, V>(&acc);
-                } else {
-                    zeros = add_zeros::<P, R, V>(&acc, zeros);
-                    finish::<P, R, V, WHOLE>(block, rows, &acc);
-                }
-            }
-            waiting = below + 1;
-            a += (repeats * block.a_repeat) as isize;
-            b = b.wrapping_add(repeats * block.b_repeat * block.b_stride);
-        }
-        let mut lanes = Sums::UNINIT;
-        P::Sums::store(lanes.vector::<P>(0), zeros);
-        (0..P::Sums::LANES).all(|lane| *lanes.vector::<P>(0).add(lane) == 0.0)
-    }
-}
-
-/// Rounds the sum of a tile on top of the stack, and adds it to those below, each sum rounded, down to the last level.
-///
-/// # Safety
-/// `len` floats of each were stored.
-unsafe fn add_rounded(subtrees: &mut [[Sums; TOGETHER]], tile: usize, levels: Range<usize>, len: usize) {
-    // SAFETY: the caller's promise.
-    let mut of_level = |level: usize| unsafe {
-        std::slice::from_raw_parts_mut(subtrees[level][tile].0.as_mut_ptr().cast::<f32>(), len)
-    };
-    of_level(levels.end).iter_mut().for_each(|sum| *sum = bf16::round(*sum));
-    for level in levels.rev() {
-        let [left, right] = [of_level(level), of_level(level + 1)];
-        left.iter_mut().zip(right).for_each(|(left, right)| *left = bf16::round(*left + *right));
-    }
-}
-
-/// Adds every accumulator times 0.
-#[inline(always)]
-unsafe fn add_zeros<P: Products, const R: usize, const V: usize>(
-    acc: &Accumulators<P, R, V>,
-    mut zeros: Vector<P>,
-) -> Vector<P> {
-    for i in 0..R {
-        for v in 0..V {
-            // SAFETY: the machine has the instruction set.
-            zeros = unsafe { P::Sums::multiply_add(acc[i][v], P::Sums::splat(0.0), zeros) };
-        }
-    }
-    zeros
 }
 
 /// Lanes of vector `v` that hold columns of the block.
@@ -219,7 +99,7 @@ unsafe fn load<P: Products, const WHOLE: bool>(block: &Block<'_, P::Element>, fr
 
 /// Writes a tile's results.
 #[inline(always)]
-unsafe fn finish<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
+pub(super) unsafe fn finish<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
     block: &Block<'_, P::Element>,
     rows: &[Row; R],
     acc: &Accumulators<P, R, V>,
@@ -310,7 +190,7 @@ unsafe fn products<P: Products, const R: usize, const V: usize>(
 
 /// One part of one product of each output.
 #[inline(always)]
-unsafe fn part<P: Products, const R: usize, const V: usize, const PART: usize>(
+pub(super) unsafe fn part<P: Products, const R: usize, const V: usize, const PART: usize>(
     a_rows: &[*const P::Element; R],
     a: isize,
     b: *const P::Element,

@@ -1,0 +1,275 @@
+//! Tiles of several segments: sums of their own, added as a perfect binary tree while they are in registers.
+//!
+//! What segments cost beside their products decides how fast small leaves are, and most of it is that sums wait in
+//! memory for their siblings. So two segments are taken at a time, each with half of the registers: their sums are added
+//! where they are, and half as many wait.
+#![expect(
+    clippy::needless_range_loop,
+    reason = "counted loops over the const sizes are what the compiler unrolls; iterators over the same arrays it does not always"
+)]
+
+use std::mem::MaybeUninit;
+
+use super::tile::{Accumulators, Sums, finish, part};
+use super::{Block, MAX_LEVELS, Row};
+use crate::kernel::ahead::Fetching;
+use crate::kernel::bf16;
+use crate::kernel::precision::Precision;
+use crate::kernel::products::{Products, Vector};
+use crate::kernel::simd::Simd;
+
+/// Tiles that go through a pair of segments one after the other, while its rows of the second operand are in the L1
+/// cache.
+const TOGETHER: usize = 4;
+
+/// Floats of the largest tile: 3 rows of 64 columns, or 6 of 32.
+const TILE: usize = 192;
+
+/// Sums that wait: those of complete subtrees of pairs, the largest first, none of them under another one.
+///
+/// They lie side by side, whatever the tile's size: with gaps, they would compete for the same sets of the L1 cache.
+#[repr(align(64))]
+struct Stack(MaybeUninit<[f32; MAX_LEVELS * TOGETHER * TILE]>);
+
+impl Stack {
+    /// The sums of a level and tile.
+    #[inline(always)]
+    fn place<P: Products, const R: usize, const V: usize>(&mut self, level: usize, tile: usize) -> *mut f32 {
+        const { assert!(R * V * P::Sums::LANES <= TILE, "a tile that the stack has room for") }
+        self.0.as_mut_ptr().cast::<f32>().wrapping_add((level * TOGETHER + tile) * (R * V * P::Sums::LANES))
+    }
+}
+
+/// Where operands of some products begin.
+struct Operands<E> {
+    a: *const E,
+    b: *const E,
+}
+
+impl<E> Clone for Operands<E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E> Copy for Operands<E> {}
+
+impl<E> Operands<E> {
+    /// Behind so many products.
+    #[inline(always)]
+    fn after(self, products: usize, block: &Block<'_, E>) -> Self {
+        let Self { a, b } = self;
+        Self { a: a.wrapping_add(products * block.a_step), b: b.wrapping_add(products * block.b_stride) }
+    }
+}
+
+/// All tiles of a height. Returns whether all outputs are known to be finite.
+///
+/// # Safety
+/// The tiles' rows belong to the block, for which the caller promises what [`super::run`] asks for.
+#[inline(always)]
+pub(super) unsafe fn all<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
+    block: &Block<'_, P::Element>,
+    tiles: &[[Row; R]],
+    fetching: &mut Fetching,
+) -> bool {
+    let mut finite = true;
+    for tiles in tiles.chunks(TOGETHER) {
+        // SAFETY: the caller's promise.
+        finite &= unsafe { some::<P, R, V, WHOLE>(block, tiles, fetching) };
+    }
+    finite
+}
+
+/// Occasions to fetch memory that a tile has.
+pub(super) fn occasions<E>(block: &Block<'_, E>) -> usize {
+    block.segments.len() / 2
+}
+
+/// At most [`TOGETHER`] tiles.
+///
+/// Pair `k` of segments completes as many larger subtrees as `k` has ones at its end in binary: then their left halves
+/// wait on the stack, the last one on top.
+///
+/// Returns whether all sums are known to be finite. Lanes that hold no column may say that they are not.
+#[inline(always)]
+unsafe fn some<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
+    block: &Block<'_, P::Element>,
+    tiles: &[[Row; R]],
+    fetching: &mut Fetching,
+) -> bool {
+    debug_assert!(tiles.iter().all(|rows| rows.windows(2).all(|rows| rows[1].a == rows[0].a + 1)), "operands adjoin");
+    let (pairs, _) = block.segments.as_chunks::<2>();
+    let run = block.runs[0];
+    let rounded = block.nodes == Precision::Bf16;
+    let mut stack = Stack(MaybeUninit::uninit());
+    let mut begin = Operands {
+        a: block.a.wrapping_offset(run.a as isize),
+        b: block.b.wrapping_add(run.b as usize * block.b_stride),
+    };
+    let mut waiting = 0;
+    // SAFETY: sums on the stack were stored by the pairs before; the rest is the caller's promise.
+    unsafe {
+        // Stays 0 as long as finite sums are multiplied by 0 and added.
+        let mut zeros = P::Sums::splat(0.0);
+        for (k, repeats) in pairs.iter().enumerate() {
+            let below = waiting - k.trailing_ones() as usize;
+            let depths = repeats.map(|repeats| repeats * run.depth as usize);
+            for (tile, rows) in tiles.iter().enumerate() {
+                fetching.some();
+                let begin = Operands { a: begin.a.wrapping_add(rows[0].a as usize), ..begin };
+                let [left, right] = pair::<P, R, V>(block, begin, depths);
+                let mut sum = if rounded {
+                    rounded_sum::<P, R, V>(&round::<P, R, V>(&left), &round::<P, R, V>(&right))
+                } else {
+                    add::<P, R, V>(&left, &right)
+                };
+                for level in (below..waiting).rev() {
+                    let left = load::<P, R, V>(stack.place::<P, R, V>(level, tile));
+                    sum = if rounded { rounded_sum::<P, R, V>(&left, &sum) } else { add::<P, R, V>(&left, &sum) };
+                }
+                if k + 1 < pairs.len() {
+                    store::<P, R, V>(stack.place::<P, R, V>(below, tile), &sum);
+                } else {
+                    zeros = add_zeros::<P, R, V>(&sum, zeros);
+                    finish::<P, R, V, WHOLE>(block, rows, &sum);
+                }
+            }
+            waiting = below + 1;
+            begin = begin.after(depths.iter().sum(), block);
+        }
+        let mut lanes = Sums::UNINIT;
+        P::Sums::store(lanes.vector::<P>(0), zeros);
+        (0..P::Sums::LANES).all(|lane| *lanes.vector::<P>(0).add(lane) == 0.0)
+    }
+}
+
+/// The sums of two segments, one after the other in memory. Products of both take turns; those that one of them has more
+/// come last.
+#[inline(always)]
+unsafe fn pair<P: Products, const R: usize, const V: usize>(
+    block: &Block<'_, P::Element>,
+    begin: Operands<P::Element>,
+    depths: [usize; 2],
+) -> [Accumulators<P, R, V>; 2] {
+    let mut at = [begin, begin.after(depths[0], block)];
+    let both = depths[0].min(depths[1]);
+    // SAFETY: operands are readable by the caller's promise.
+    unsafe {
+        let mut sums = [[[P::Sums::splat(0.0); V]; R]; 2];
+        for _ in 0..both {
+            for half in 0..2 {
+                product::<P, R, V>(at[half], &mut sums[half]);
+                at[half] = at[half].after(1, block);
+            }
+        }
+        for half in 0..2 {
+            for _ in both..depths[half] {
+                product::<P, R, V>(at[half], &mut sums[half]);
+                at[half] = at[half].after(1, block);
+            }
+        }
+        sums
+    }
+}
+
+/// One product of each output. The rows' operands adjoin.
+#[inline(always)]
+unsafe fn product<P: Products, const R: usize, const V: usize>(
+    at: Operands<P::Element>,
+    sums: &mut Accumulators<P, R, V>,
+) {
+    let mut a_rows = [at.a; R];
+    for i in 1..R {
+        a_rows[i] = at.a.wrapping_add(i);
+    }
+    // SAFETY: operands are readable by the caller's promise.
+    unsafe {
+        part::<P, R, V, 0>(&a_rows, 0, at.b, sums);
+        if P::PARTS > 1 {
+            part::<P, R, V, 1>(&a_rows, 0, at.b, sums);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn add<P: Products, const R: usize, const V: usize>(
+    left: &Accumulators<P, R, V>,
+    right: &Accumulators<P, R, V>,
+) -> Accumulators<P, R, V> {
+    let mut sum = *left;
+    for i in 0..R {
+        for v in 0..V {
+            // SAFETY: the machine has the instruction set.
+            sum[i][v] = unsafe { P::Sums::add(left[i][v], right[i][v]) };
+        }
+    }
+    sum
+}
+
+/// Rounds the sum of two rounded sums.
+#[inline(always)]
+unsafe fn rounded_sum<P: Products, const R: usize, const V: usize>(
+    left: &Accumulators<P, R, V>,
+    right: &Accumulators<P, R, V>,
+) -> Accumulators<P, R, V> {
+    // SAFETY: the machine has the instruction set.
+    unsafe { round::<P, R, V>(&add::<P, R, V>(left, right)) }
+}
+
+/// Rounds each sum to bfloat16.
+#[inline(always)]
+unsafe fn round<P: Products, const R: usize, const V: usize>(sums: &Accumulators<P, R, V>) -> Accumulators<P, R, V> {
+    let mut memory = Sums::UNINIT;
+    let place = memory.vector::<P>(0);
+    // SAFETY: what is read was stored.
+    unsafe {
+        store::<P, R, V>(place, sums);
+        let floats = std::slice::from_raw_parts_mut(place, R * V * P::Sums::LANES);
+        floats.iter_mut().for_each(|sum| *sum = bf16::round(*sum));
+        load::<P, R, V>(place)
+    }
+}
+
+/// # Safety
+/// There must be room for the vectors at `to`.
+#[inline(always)]
+unsafe fn store<P: Products, const R: usize, const V: usize>(to: *mut f32, sums: &Accumulators<P, R, V>) {
+    for i in 0..R {
+        for v in 0..V {
+            // SAFETY: the caller's promise.
+            unsafe { P::Sums::store(to.add((i * V + v) * P::Sums::LANES), sums[i][v]) }
+        }
+    }
+}
+
+/// # Safety
+/// The vectors were stored at `from`.
+#[inline(always)]
+unsafe fn load<P: Products, const R: usize, const V: usize>(from: *const f32) -> Accumulators<P, R, V> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sums = [[P::Sums::splat(0.0); V]; R];
+        for i in 0..R {
+            for v in 0..V {
+                sums[i][v] = P::Sums::load(from.add((i * V + v) * P::Sums::LANES));
+            }
+        }
+        sums
+    }
+}
+
+/// Adds every sum times 0.
+#[inline(always)]
+unsafe fn add_zeros<P: Products, const R: usize, const V: usize>(
+    sums: &Accumulators<P, R, V>,
+    mut zeros: Vector<P>,
+) -> Vector<P> {
+    for i in 0..R {
+        for v in 0..V {
+            // SAFETY: the machine has the instruction set.
+            zeros = unsafe { P::Sums::multiply_add(sums[i][v], P::Sums::splat(0.0), zeros) };
+        }
+    }
+    zeros
+}
