@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Rounds at the start of a run that do not count: memory is touched for the first time, shards arrive.
 WARM_UP_ROUNDS = 20
+# Seconds between two looks at the memory of a run. Each takes a fraction of a millisecond.
+MEMORY_INTERVAL = 0.2
 
 
 def build() -> Path:
@@ -51,29 +54,35 @@ class Run:
 
 
 def train(program: Path, arguments: list[str], rounds: int, directory: Path) -> Run:
-    """Runs `lockstep train` for some rounds in `directory`, which is emptied, and reads its events as they come."""
+    """Runs `lockstep train` for some rounds in `directory`, which is emptied, and reads its events when it has ended.
+
+    Nobody reads them meanwhile: with rounds of a few milliseconds, a reader would take part of a core all the time.
+    """
     shutil.rmtree(directory, ignore_errors=True)
-    command = [str(program), "train", "--json", *arguments]
+    command = [str(program), "train", *arguments]
     command += ["--epochs", "1000000", "--max-rounds", str(rounds), "--out", str(directory)]
-    started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    arrivals, events, memory = [], [], 0.0
-    assert process.stdout
-    for line in process.stdout:
-        event = json.loads(line)
-        if event.get("event") == "round":
-            arrivals.append(time.monotonic() - started)
-            events.append(event)
-            # Often enough: memory hardly grows after the first rounds. The processes are gone soon after the last one.
-            if len(events) in (WARM_UP_ROUNDS, rounds // 2) or len(events) == rounds:
-                memory = max(memory, peak_memory_mb(process.pid))
-    error = process.stderr.read() if process.stderr else ""
-    if process.wait() != 0:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {error.strip()}")
-    seconds = time.monotonic() - started
+    started, started_unix = time.monotonic(), time.time()
+    memory = 0.0
+    with tempfile.TemporaryFile("w+") as messages:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=messages, text=True)
+        while process.poll() is None:
+            memory = max(memory, peak_memory_mb(process.pid))
+            time.sleep(MEMORY_INTERVAL)
+        seconds = time.monotonic() - started
+        if process.returncode != 0:
+            messages.seek(0)
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {messages.read().strip()}")
+    events = [event for event in read_events(directory) if event.get("event") == "round"]
+    first, last = (event["unix_ms"] / 1000 - started_unix for event in (events[0], events[-1]))
     samples = sum(event["samples"] for event in events)
     steady = steady_samples_per_second(events)
-    return Run(len(events), steady, samples / arrivals[-1], arrivals[0], seconds, memory)
+    return Run(len(events), steady, samples / last, first, seconds, memory)
+
+
+def read_events(directory: Path) -> list[dict[str, Any]]:
+    """All events of a run that has ended."""
+    with open(directory / "events.jsonl") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def steady_samples_per_second(events: list[dict[str, Any]]) -> float:
