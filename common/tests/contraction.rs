@@ -11,8 +11,7 @@ mod product_sums;
 
 use lockstep_common::kernel::Isa;
 use lockstep_common::kernel::contraction::{After, ChannelCounts, Direction, PixelRelation};
-use lockstep_common::kernel::elementwise::{self, AdamSlices, AdamStep, SquareSum};
-use lockstep_common::kernel::lists::Lists;
+use lockstep_common::kernel::elementwise::{self, AdamSlices, AdamStep, SquareSum, TermLine};
 use lockstep_common::kernel::pooling::{self, Windows};
 use lockstep_common::kernel::transpose::{MatrixShape, transpose};
 use lockstep_common::model::Activation;
@@ -295,27 +294,51 @@ fn copies_move_every_element_to_its_place() {
 
 #[test]
 fn sums_of_terms_are_the_same_everywhere() {
-    let terms = [vec![], vec![0], vec![3, 1], vec![2, 5, 4, 2]];
+    /// The terms of each output, in order.
+    const TERMS: [&[usize]; 4] = [&[], &[0], &[1, 3], &[2, 5, 4]];
     for_lengths(|len, values| {
         if len == 0 {
             return;
         }
         // Term t stands at t * len.
         let products: Vec<f32> = (0..6).flat_map(values).collect();
-        let terms: Lists =
-            terms.clone().map(|terms| terms.into_iter().map(|term: u32| term * len as u32)).into_iter().collect();
+        let line = |from: usize, to: usize, count: usize, steps: [usize; 2]| TermLine {
+            from: from * len,
+            to: to * len,
+            count,
+            steps: steps.map(|step| step * len),
+        };
+        let lines = [line(0, 1, 3, [1, 1]), line(3, 2, 2, [2, 1]), TermLine::of_one(4 * len, 3 * len)];
         let gate: Vec<f32> = (6..10).flat_map(values).collect();
         let bias = values(10);
         for bias in [None, Some(&bias[..])] {
+            let sum = |(i, terms): (usize, &&[usize])| {
+                let start = bias.map_or(0.0, |bias| bias[i % len]);
+                terms.iter().fold(start, |sum, term| sum + products[term * len + i % len])
+            };
+            let outputs = TERMS.iter().flat_map(|terms| std::iter::repeat_n(terms, len)).enumerate();
+            let expected = bits(&outputs.map(sum).collect::<Vec<f32>>());
             for after in [After::Keep, After::Relu, After::Gate(&gate)] {
                 check_same(&format!("sums of terms, {len} channels"), |isa| {
                     let mut output = vec![CANARY; 4 * len];
-                    elementwise::sum_terms(isa, &products, &terms, bias, after, &mut output, len);
+                    elementwise::sum_terms(isa, &products, &lines, bias, after, &mut output, len);
+                    if matches!(after, After::Keep) {
+                        assert_eq!(bits(&output), expected, "{isa}, {len} channels");
+                    }
                     bits(&output)
                 });
             }
         }
     });
+}
+
+#[test]
+fn a_line_takes_terms_at_even_distances() {
+    let mut line = TermLine::of_one(10, 100);
+    assert!(!line.take(9, 101) && !line.take(11, 100), "a line goes forward");
+    assert!(line.take(14, 102) && line.take(18, 104));
+    assert!(!line.take(22, 105) && !line.take(23, 106));
+    assert_eq!(line, TermLine { from: 10, to: 100, count: 3, steps: [4, 2] });
 }
 
 #[test]
@@ -334,7 +357,9 @@ fn pooling_is_the_same_everywhere() {
         strides: pair(2, 2),
         padding: pair(0, 0),
     };
-    for relation in [relation, whole] {
+    // Some input pixels are in no window.
+    let gaps = PixelRelation { high: pair(7, 5), strides: pair(3, 2), low: pair(2, 2), ..whole };
+    for relation in [relation, whole, gaps] {
         let windows = Windows::new(&relation);
         let (high, low) = (relation.high.rows * relation.high.columns, relation.low.rows * relation.low.columns);
         for_lengths(|channels, values| {

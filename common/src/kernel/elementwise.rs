@@ -5,7 +5,6 @@
 
 use super::contraction::After;
 use super::isa::Isa;
-use super::lists::Lists;
 use super::math;
 use super::per_isa::per_isa;
 use crate::model::Activation;
@@ -58,6 +57,22 @@ fn copy_whole_rows<const WIDTH: usize>(from: &[f32], columns: usize, start: usiz
 /// Whether the backward pass of an activation needs its inputs; the others are expressed by their outputs.
 pub fn needs_input(activation: Activation) -> bool {
     matches!(activation, Activation::Softplus | Activation::Silu | Activation::Gelu | Activation::Mish)
+}
+
+/// Adds `N` columns from `start` on of every row to their sums, which stay in registers meanwhile. Returns `N`.
+#[inline(always)]
+fn add_columns<const N: usize>(values: &[f32], channels: usize, start: usize, sums: &mut [f32]) -> usize {
+    let sums = &mut sums[start..][..N];
+    let mut in_registers = [0.0; N];
+    in_registers.copy_from_slice(sums);
+    for row in values.chunks_exact(channels) {
+        let row = &row[start..][..N];
+        for lane in 0..N {
+            in_registers[lane] += row[lane];
+        }
+    }
+    sums.copy_from_slice(&in_registers);
+    N
 }
 
 per_isa! {
@@ -173,9 +188,12 @@ per_isa! {
             sums[0] += lanes[0];
             return;
         }
-        for row in values.chunks_exact(channels) {
-            for (sum, value) in sums.iter_mut().zip(row) {
-                *sum += value;
+        let mut start = 0;
+        while start < channels {
+            start += match channels - start {
+                64.. => add_columns::<64>(values, channels, start, sums),
+                16.. => add_columns::<16>(values, channels, start, sums),
+                _ => add_columns::<1>(values, channels, start, sums),
             }
         }
     }
@@ -233,26 +251,73 @@ per_isa! {
         }
     }
 
-    /// Second half of a tap-by-tap gather: `output[pixel][c] = after(bias[c] + sum over terms of products[term + c])`.
+    /// Second half of a tap-by-tap gather: `output[pixel][c] = after(bias[c] + sum over terms of its products[c])`, terms in
+    /// the order of the lines. A line has at most one term of a pixel.
     pub fn sum_terms(
         products: &[f32],
-        terms: &Lists,
+        terms: &[TermLine],
         bias: Option<&[f32]>,
         after: After<'_>,
         output: &mut [f32],
         channels: usize,
     ) {
-        for (pixel, (terms, output)) in terms.iter().zip(output.chunks_exact_mut(channels)).enumerate() {
-            for (channel, output) in output.iter_mut().enumerate() {
-                let start = bias.map_or(0.0, |bias| bias[channel]);
-                let sum = terms.iter().fold(start, |sum, &term| sum + products[term as usize + channel]);
-                *output = match after {
-                    After::Keep => sum,
-                    After::Relu => gate(sum, sum),
-                    After::Gate(by) => gate(by[pixel * channels + channel], sum),
-                };
+        match bias {
+            Some(&[bias]) => output.fill(bias),
+            Some(bias) => output.chunks_exact_mut(channels).for_each(|output| output.copy_from_slice(bias)),
+            None => output.fill(0.0),
+        }
+        for line in terms {
+            for channel in 0..channels {
+                let [from_step, to_step] = line.steps;
+                let (mut from, mut to) = (line.from + channel, line.to + channel);
+                for _ in 0..line.count {
+                    output[to] += products[from];
+                    from += from_step;
+                    to += to_step;
+                }
             }
         }
+        match after {
+            After::Keep => {}
+            After::Relu => output.iter_mut().for_each(|output| *output = gate(*output, *output)),
+            After::Gate(by) => output.iter_mut().zip(by).for_each(|(output, by)| *output = gate(*by, *output)),
+        }
+    }
+}
+
+/// Terms that lie at even distances, of outputs that do so, too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TermLine {
+    /// Offset of the first term's first channel in the products.
+    pub from: usize,
+    /// Offset of the first channel of its output.
+    pub to: usize,
+    /// Number of terms.
+    pub count: usize,
+    /// From one term to the next, and from one output to the next; above 0.
+    pub steps: [usize; 2],
+}
+
+impl TermLine {
+    /// A line with one term.
+    pub fn of_one(from: usize, to: usize) -> Self {
+        Self { from, to, count: 1, steps: [1; 2] }
+    }
+
+    /// Makes the line longer, if a term lies where it goes on. (A line of one term goes on anywhere behind it.) Returns
+    /// whether it did.
+    pub fn take(&mut self, from: usize, to: usize) -> bool {
+        let Self { count, steps, .. } = *self;
+        let next = |steps: [usize; 2]| (self.from + count * steps[0], self.to + count * steps[1]);
+        let steps = match count {
+            1 => [from.saturating_sub(self.from), to.saturating_sub(self.to)],
+            _ => steps,
+        };
+        if steps.contains(&0) || next(steps) != (from, to) {
+            return false;
+        }
+        (self.count, self.steps) = (count + 1, steps);
+        true
     }
 }
 

@@ -9,7 +9,13 @@ const LANES: usize = 16;
 
 /// For every output pixel, the input pixels of its window, in row order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Windows(Lists);
+pub struct Windows {
+    lists: Lists,
+    /// Input pixels that are in no window.
+    outside: Vec<u32>,
+    /// Whether an input pixel is in several windows.
+    overlap: bool,
+}
 
 impl Windows {
     /// The windows of a pooling layer: the low image is the output.
@@ -17,11 +23,17 @@ impl Windows {
         let mut windows = vec![Vec::new(); relation.low.rows * relation.low.columns];
         relation.for_each(|high, low, tap| windows[low].push((tap, high as u32)));
         windows.iter_mut().for_each(|window| window.sort_unstable());
-        Self(windows.into_iter().map(|window| window.into_iter().map(|(_, pixel)| pixel)).collect())
+        let mut times = vec![0; relation.high.rows * relation.high.columns];
+        windows.iter().flatten().for_each(|&(_, pixel)| times[pixel as usize] += 1);
+        Self {
+            lists: windows.into_iter().map(|window| window.into_iter().map(|(_, pixel)| pixel)).collect(),
+            outside: (0..).zip(&times).filter(|&(_, &times)| times == 0).map(|(pixel, _)| pixel).collect(),
+            overlap: times.iter().any(|&times| times > 1),
+        }
     }
 
     fn iter(&self) -> impl Iterator<Item = &[u32]> {
-        self.0.iter()
+        self.lists.iter()
     }
 }
 
@@ -35,6 +47,37 @@ fn pixel_mut(values: &mut [f32], index: u32, channels: usize) -> &mut [f32] {
     &mut values[index as usize * channels..][..channels]
 }
 
+// Below, loops go over arrays, without closures: what is not inlined is not compiled for the instruction set.
+
+/// The largest values of the usual window, two by two, as many channels at a time as a vector has lanes: loops over arrays
+/// are what the compiler makes vectors of. Returns how many channels are done.
+#[inline(always)]
+fn largest_of_four(window: &[u32], input: &[f32], output: &mut [f32], winners: &mut [u32]) -> usize {
+    let &[a, b, c, d] = window else { return 0 };
+    let channels = output.len();
+    let (a, _) = pixel(input, a, channels).as_chunks::<LANES>();
+    let (b, _) = pixel(input, b, channels).as_chunks::<LANES>();
+    let (c, _) = pixel(input, c, channels).as_chunks::<LANES>();
+    let (d, _) = pixel(input, d, channels).as_chunks::<LANES>();
+    let (output, _) = output.as_chunks_mut::<LANES>();
+    let (winners, _) = winners.as_chunks_mut::<LANES>();
+    for i in 0..output.len() {
+        for lane in 0..LANES {
+            let (best, winner) = larger(b[i][lane], 1, a[i][lane], 0);
+            let (best, winner) = larger(c[i][lane], 2, best, winner);
+            (output[i][lane], winners[i][lane]) = larger(d[i][lane], 3, best, winner);
+        }
+    }
+    output.len() * LANES
+}
+
+/// The larger value with its place. The first of equals stays; a NaN replaces what was there, so that it stays visible.
+#[inline(always)]
+fn larger(value: f32, place: u32, best: f32, winner: u32) -> (f32, u32) {
+    let larger = value > best || value.is_nan();
+    (if larger { value } else { best }, if larger { place } else { winner })
+}
+
 /// What the winners of a window get: for each channel the gradient, the winner, and what gates them.
 #[derive(Clone, Copy)]
 struct Shares<'a> {
@@ -44,24 +87,22 @@ struct Shares<'a> {
 }
 
 impl Shares<'_> {
-    /// Adds the gradients of `N` channels from `start` on to their winners.
-    // Loops over arrays, without closures: what is not inlined is not compiled for the instruction set.
+    /// What the element at `place` of the window gets is added to `target`, or written there.
     #[inline(always)]
-    fn give<const N: usize>(self, window: &[u32], input_gradient: &mut [f32], start: usize) {
-        let channels = self.gradient.len();
-        let (gradient, winners) = (&self.gradient[start..][..N], &self.winners[start..][..N]);
-        let mut share = [0.0; N];
-        share.copy_from_slice(gradient);
-        if let Some(gate) = self.gate {
-            let gate = &gate[start..][..N];
-            for lane in 0..N {
-                share[lane] = if gate[lane] <= 0.0 { 0.0 } else { share[lane] };
+    fn give<const ADD: bool>(self, place: u32, target: &mut [f32]) {
+        match self.gate {
+            None => {
+                for (target, (gradient, winner)) in target.iter_mut().zip(self.gradient.iter().zip(self.winners)) {
+                    let share = if *winner == place { *gradient } else { 0.0 };
+                    *target = if ADD { *target } else { 0.0 } + share;
+                }
             }
-        }
-        for (place, &index) in window.iter().enumerate() {
-            let target = &mut pixel_mut(input_gradient, index, channels)[start..][..N];
-            for lane in 0..N {
-                target[lane] += if winners[lane] == place as u32 { share[lane] } else { 0.0 };
+            Some(gate) => {
+                let shares = self.gradient.iter().zip(self.winners).zip(gate);
+                for (target, ((gradient, winner), gate)) in target.iter_mut().zip(shares) {
+                    let share = if *winner == place && !(*gate <= 0.0) { *gradient } else { 0.0 };
+                    *target = if ADD { *target } else { 0.0 } + share;
+                }
             }
         }
     }
@@ -73,15 +114,17 @@ per_isa! {
     pub fn max_pool(windows: &Windows, input: &[f32], output: &mut [f32], winners: &mut [u32], channels: usize) {
         let outputs = output.chunks_exact_mut(channels).zip(winners.chunks_exact_mut(channels));
         for (window, (output, winners)) in windows.iter().zip(outputs) {
-            output.copy_from_slice(pixel(input, window[0], channels));
+            let done = largest_of_four(window, input, output, winners);
+            if done == channels {
+                continue;
+            }
+            let (output, winners) = (&mut output[done..], &mut winners[done..]);
+            output.copy_from_slice(&pixel(input, window[0], channels)[done..]);
             winners.fill(0);
             for (place, &index) in window.iter().enumerate().skip(1) {
-                let values = pixel(input, index, channels);
+                let values = &pixel(input, index, channels)[done..];
                 for ((output, winner), &value) in output.iter_mut().zip(winners.iter_mut()).zip(values) {
-                    // A NaN replaces what was there, so that it stays visible.
-                    let larger = value > *output || value.is_nan();
-                    *winner = if larger { place as u32 } else { *winner };
-                    *output = if larger { value } else { *output };
+                    (*output, *winner) = larger(value, place as u32, *output, *winner);
                 }
             }
         }
@@ -98,8 +141,13 @@ per_isa! {
         input_gradient: &mut [f32],
         channels: usize,
     ) {
-        let whole = channels - channels % LANES;
-        input_gradient.fill(0.0);
+        if windows.overlap {
+            input_gradient.fill(0.0);
+        } else {
+            for &index in &windows.outside {
+                pixel_mut(input_gradient, index, channels).fill(0.0);
+            }
+        }
         for (i, window) in windows.iter().enumerate() {
             let here = i * channels..(i + 1) * channels;
             let shares = Shares {
@@ -107,11 +155,13 @@ per_isa! {
                 winners: &winners[here.clone()],
                 gate: gate.map(|gate| &gate[here]),
             };
-            for start in (0..whole).step_by(LANES) {
-                shares.give::<LANES>(window, input_gradient, start);
-            }
-            for start in whole..channels {
-                shares.give::<1>(window, input_gradient, start);
+            for (place, &index) in (0..).zip(window) {
+                let target = pixel_mut(input_gradient, index, channels);
+                if windows.overlap {
+                    shares.give::<true>(place, target);
+                } else {
+                    shares.give::<false>(place, target);
+                }
             }
         }
     }

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{ChannelCounts, Panel, PixelRelation, index, panels, pixels, push_merged};
-use crate::kernel::elementwise;
+use crate::kernel::elementwise::{self, TermLine};
 use crate::kernel::isa::Isa;
-use crate::kernel::lists::Lists;
 use crate::kernel::microkernel::{self, Block, Finish, Row, Run, Start};
 use crate::kernel::precision::Precision;
 use crate::kernel::products::Element;
@@ -50,8 +49,8 @@ enum Strategy {
     /// For few output channels: a matrix product with the filters of all taps, then a sum over taps for each output.
     TapByTap {
         group: Group,
-        /// For each output pixel, the offsets of its terms in a sample's products, in the order of the taps.
-        terms: Lists,
+        /// Where the terms of a sample's outputs lie, tap by tap.
+        terms: Vec<TermLine>,
     },
 }
 
@@ -250,7 +249,14 @@ impl Gather {
     }
 
     /// Second half of the tap-by-tap strategy, sample by sample.
-    fn sum_taps(&self, terms: &Lists, products: &[f32], bias: Option<&[f32]>, after: After<'_>, output: &mut [f32]) {
+    fn sum_taps(
+        &self,
+        terms: &[TermLine],
+        products: &[f32],
+        bias: Option<&[f32]>,
+        after: After<'_>,
+        output: &mut [f32],
+    ) {
         let products_len = self.input_pixels * self.taps * self.channels_out;
         let output_len = self.output_pixels * self.channels_out;
         let samples = products.chunks_exact(products_len).zip(output.chunks_exact_mut(output_len));
@@ -360,7 +366,27 @@ fn tap_by_tap_strategy(sources: &[Vec<(usize, usize)>], taps: usize, sizes: &Siz
     let places: Vec<(usize, usize)> = (0..sizes.input_pixels).map(|pixel| (pixel, pixel)).collect();
     let run = Run { a: 0, b: 0, depth: index(sizes.channels_in) };
     let products = Sizes { output_pixels: sizes.input_pixels, ..*sizes };
-    let terms =
-        sources.iter().map(|taps| taps.iter().map(|&(tap, pixel)| index(pixel * columns + tap * sizes.channels_out)));
-    Strategy::TapByTap { group: group(&places, vec![run], columns, &products), terms: terms.collect() }
+    Strategy::TapByTap {
+        group: group(&places, vec![run], columns, &products),
+        terms: lines_of_terms(sources, sizes, taps),
+    }
+}
+
+/// The terms of all outputs, tap by tap, and pixel by pixel as far as they are evenly spaced.
+fn lines_of_terms(sources: &[Vec<(usize, usize)>], sizes: &Sizes, taps: usize) -> Vec<TermLine> {
+    let columns = taps * sizes.channels_out;
+    let mut lines: Vec<TermLine> = Vec::new();
+    for tap in 0..taps {
+        let pixels = sources.iter().enumerate().filter_map(|(output, sources)| {
+            let &(_, input) = sources.iter().find(|(of, _)| *of == tap)?;
+            Some((input * columns + tap * sizes.channels_out, output * sizes.channels_out))
+        });
+        let first_of_tap = lines.len();
+        for (from, to) in pixels {
+            if !lines[first_of_tap..].last_mut().is_some_and(|line| line.take(from, to)) {
+                lines.push(TermLine::of_one(from, to));
+            }
+        }
+    }
+    lines
 }
