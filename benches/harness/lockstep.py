@@ -49,7 +49,7 @@ class Run:
     samples_per_second_with_start: float
     seconds_to_first_round: float
     seconds: float
-    # Sum over all processes of the most that each of them used.
+    # Sum over all processes of the most that each of them used until the last round.
     peak_memory_mb: float
 
 
@@ -62,11 +62,11 @@ def train(program: Path, arguments: list[str], rounds: int, directory: Path) -> 
     command = [str(program), "train", *arguments]
     command += ["--epochs", "1000000", "--max-rounds", str(rounds), "--out", str(directory)]
     started, started_unix = time.monotonic(), time.time()
-    memory = 0.0
+    memory: list[tuple[float, float]] = []
     with tempfile.TemporaryFile("w+") as messages:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=messages, text=True)
         while process.poll() is None:
-            memory = max(memory, peak_memory_mb(process.pid))
+            memory.append((time.time() - started_unix, peak_memory_mb(process.pid)))
             time.sleep(MEMORY_INTERVAL)
         seconds = time.monotonic() - started
         if process.returncode != 0:
@@ -76,7 +76,9 @@ def train(program: Path, arguments: list[str], rounds: int, directory: Path) -> 
     first, last = (event["unix_ms"] / 1000 - started_unix for event in (events[0], events[-1]))
     samples = sum(event["samples"] for event in events)
     steady = steady_samples_per_second(events)
-    return Run(len(events), steady, samples / last, first, seconds, memory)
+    # Of the training alone: peers do nothing after it.
+    peak = max((mb for second, mb in memory if second <= last), default=0.0)
+    return Run(len(events), steady, samples / last, first, seconds, peak)
 
 
 def read_events(directory: Path) -> list[dict[str, Any]]:
