@@ -7,6 +7,7 @@ use lockstep_common::image_grid::GridError;
 use lockstep_common::kernel::Isa;
 use lockstep_common::model_file::TrainedModel;
 use lockstep_common::nn::Loss;
+use lockstep_common::pca::Pca;
 use lockstep_coordinator::grpc::{self, CredentialSources, Credentials, TokenSource, TokenSources};
 use lockstep_coordinator::outputs::{MODEL_FILE, Summary};
 use lockstep_coordinator::round::Outcome;
@@ -27,6 +28,9 @@ use crate::{local, roles};
 
 /// Name of the picture of originals over reconstructions in a run's directory.
 const PICTURE_FILE: &str = "reconstructions.png";
+
+/// The baseline is part of the summary if it takes no more operations than this: some ten seconds of two cores.
+const MAX_BASELINE_OPERATIONS: f64 = 2e11;
 
 /// Arguments of `lockstep train`.
 #[derive(Args, Debug)]
@@ -192,11 +196,21 @@ fn print_summary(prepared: &Prepared, summary: &Summary, samples: &Samples) {
     println!("validation loss  {}", loss(summary.val_loss));
     if prepared.spec.loss == Loss::Mse && summary.val_loss.is_some() {
         let code = prepared.spec.model.code_shape().elements();
-        match eval::pca(samples, code) {
-            Ok(pca) => {
-                println!("{:15}  {:.5}  (the best linear code of this size)", format!("PCA, {code} values"), pca.mse)
+        let (count, features) = (prepared.training.len(), prepared.training.sample_elements());
+        if Pca::fit_operations(count, features, code) > MAX_BASELINE_OPERATIONS {
+            let directory = prepared.directory.display();
+            println!("PCA              takes a while for {code} values: lockstep eval {directory} --pca");
+        } else {
+            match eval::pca(samples, code) {
+                Ok(pca) => {
+                    println!(
+                        "{:15}  {:.5}  (the best linear code of this size)",
+                        format!("PCA, {code} values"),
+                        pca.mse
+                    )
+                }
+                Err(error) => println!("PCA              not computed: {error}"),
             }
-            Err(error) => println!("PCA              not computed: {error}"),
         }
     }
     println!(

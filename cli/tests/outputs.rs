@@ -133,6 +133,20 @@ fn runs_get_directories_of_their_own() {
     assert_eq!(hash(&place.summary("runs/tiny-1")), hash(&place.summary("runs/tiny-2")));
 }
 
+/// Scenario: a large code of large images, for which the best linear code would take minutes. Property: the run ends without
+/// it, and the summary says how to have it.
+#[test]
+fn a_baseline_that_takes_long_is_left_to_who_wants_it() {
+    let place = Place::with_model(&TINY.replace("784", "4096").replace("units = 4,", "units = 1500,"));
+    let mut file = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
+    file.extend(format!("{:117}\n", "{'descr': '|u1', 'fortran_order': False, 'shape': (3000, 64, 64), }").bytes());
+    file.extend((0..3000 * 64 * 64).map(|i| (i % 251) as u8));
+    place.write("samples.npy", file);
+    let train = ["train", "--model", "model.toml", "--data", "samples.npy", "--max-rounds", "1", "--out", "run"];
+    let printed = place.succeed(&train);
+    assert!(printed.contains("takes a while for 1500 values: lockstep eval run --pca"), "{printed}");
+}
+
 /// Scenario: two files have the same first 64 samples, and others behind them. Property: without shuffling, one round of
 /// 64 samples makes the same of both; with shuffling it does not.
 #[test]

@@ -153,6 +153,22 @@ impl Pca {
         Ok(Self { mean, components, fitted_rows: sample.count() })
     }
 
+    /// About how many floating-point operations it takes to fit `k` components to `count` rows of `features` values: a
+    /// core does some 10¹⁰ a second, and fewer in decompositions.
+    pub fn fit_operations(count: usize, features: usize, k: usize) -> f64 {
+        let [rows, features, k] = [fitted_count(count, features, k), features, k].map(|size| size as f64);
+        let rank = k.min(rows - 1.0).max(0.0);
+        if k >= features || rank == 0.0 {
+            rows * features
+        } else if features <= MAX_SCATTER_FEATURES as f64 {
+            rows * features.powi(2) + 10.0 * features.powi(3)
+        } else {
+            let width = subspace_width(rank as usize, features as usize, rows as usize) as f64;
+            let passes = POWER_PASSES as f64 + 1.0;
+            passes * (4.0 * rows * features * width + 2.0 * features * width.powi(2)) + 10.0 * width.powi(3)
+        }
+    }
+
     /// The mean squared error, over all values of all `rows`, of reconstructing them from their components.
     ///
     /// # Errors
@@ -219,6 +235,22 @@ impl Rows<'_> {
     }
 }
 
+/// Of so many rows, every how many-th one is looked at to fit `k` components.
+fn stride(count: usize, features: usize, k: usize) -> usize {
+    let most = (MAX_FITTED_VALUES / features).max(k.saturating_mul(MIN_ROWS_PER_COMPONENT)).max(1);
+    count.div_ceil(most)
+}
+
+/// How many rows are looked at.
+fn fitted_count(count: usize, features: usize, k: usize) -> usize {
+    count.div_ceil(stride(count, features, k).max(1))
+}
+
+/// Directions that subspace iteration carries for `rank` components.
+fn subspace_width(rank: usize, features: usize, rows: usize) -> usize {
+    (rank + MIN_OVERSAMPLING.max(rank.div_ceil(2))).min(features).min(rows)
+}
+
 /// Every `stride`-th row of a set.
 #[derive(Clone, Copy)]
 struct Thinned<'a> {
@@ -229,8 +261,7 @@ struct Thinned<'a> {
 impl<'a> Thinned<'a> {
     /// As many of `rows` as fitting `k` components may look at.
     fn new(rows: Rows<'a>, k: usize) -> Self {
-        let most = (MAX_FITTED_VALUES / rows.features).max(k.saturating_mul(MIN_ROWS_PER_COMPONENT)).max(1);
-        Self { rows, stride: rows.count.div_ceil(most) }
+        Self { rows, stride: stride(rows.count, rows.features, k) }
     }
 
     fn count(&self) -> usize {
@@ -299,7 +330,7 @@ fn subspace_components(sample: &Thinned<'_>, mean: &Array1<f64>, k: usize) -> Re
     if k > limit {
         return Err(PcaError::TooLarge { components: k, features, limit });
     }
-    let width = (k + MIN_OVERSAMPLING.max(k.div_ceil(2))).min(features).min(sample.count());
+    let width = subspace_width(k, features, sample.count());
     let start = Array2::from_shape_fn((width, features), |(row, column)| noise((row * features + column) as u64));
     let mut basis = orthonormal_rows(&start);
     for _ in 0..POWER_PASSES {
@@ -479,6 +510,16 @@ mod tests {
             };
             assert_eq!(with_threads(1), with_threads(3), "{features} features");
         }
+    }
+
+    #[test]
+    fn what_takes_long_is_known_before() {
+        assert_eq!(Pca::fit_operations(100, 8, 8), 800.0, "a pass for the mean, and nothing to compress");
+        let images = Pca::fit_operations(60_000, 784, 64);
+        assert!((4e10..5e10).contains(&images), "{images}");
+        // A convolutional code of a color image has most of its values.
+        let colors = Pca::fit_operations(10_000, 3072, 2048);
+        assert!((2e12..4e12).contains(&colors), "{colors}");
     }
 
     #[test]
