@@ -59,7 +59,8 @@ def train(program: Path, arguments: list[str], rounds: int, directory: Path) -> 
     Nobody reads them meanwhile: with rounds of a few milliseconds, a reader would take part of a core all the time.
     """
     shutil.rmtree(directory, ignore_errors=True)
-    command = [str(program), "train", *arguments]
+    # In the form for programs, a run ends with its last round and no baseline.
+    command = [str(program), "train", "--json", *arguments]
     command += ["--epochs", "1000000", "--max-rounds", str(rounds), "--out", str(directory)]
     started, started_unix = time.monotonic(), time.time()
     memory: list[tuple[float, float]] = []
