@@ -4,10 +4,11 @@
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use lockstep_common::kernel::contraction::{
-    After, ChannelCounts, Direction, Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands, SLACK,
+    After, ChannelCounts, Crew, Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient, Direction,
+    Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands, SLACK,
 };
 use lockstep_common::kernel::elementwise::{self, AdamSlices};
-use lockstep_common::kernel::{AlignedFloats, Isa, probe};
+use lockstep_common::kernel::{AlignedFloats, Isa, Precision, probe};
 use lockstep_common::model::{Padding, Pair, preset};
 use lockstep_common::nn::{Loss, Network, Weights, initial_parameters};
 use lockstep_common::optim::Adam;
@@ -164,6 +165,77 @@ fn gather(bencher: Bencher<'_, '_>, plan: &Gather, sizes: Sizes) {
         let (input, packed) = (black_box(&input), black_box(&packed));
         let (output, scratch) = (&mut output, &mut scratch);
         plan.run(sizes.samples, GatherOperands { input, packed, bias: None, output, after: After::Relu, scratch });
+    });
+}
+
+/// A large dense layer, with a batch of 256 samples, on one thread.
+struct DenseLayer {
+    plan: Dense,
+    crew: Crew,
+    input: AlignedFloats,
+    delta: AlignedFloats,
+    weights: AlignedFloats,
+}
+
+impl DenseLayer {
+    const SHAPE: DenseShape = DenseShape { pixels: 1, inputs: 768, outputs: 2048 };
+    const SAMPLES: usize = 256;
+
+    fn new() -> Self {
+        let DenseShape { inputs, outputs, .. } = Self::SHAPE;
+        let plan = Dense::new(Isa::best(), Self::SHAPE, Self::SAMPLES);
+        let crew = Crew::new(1, plan.crew());
+        let [input, delta, weights] =
+            [Self::SAMPLES * inputs, Self::SAMPLES * outputs, inputs * outputs].map(Self::aligned);
+        Self { plan, crew, input, delta, weights }
+    }
+
+    fn aligned(len: usize) -> AlignedFloats {
+        let mut aligned = AlignedFloats::zeros(len);
+        aligned.copy_from_slice(&values(len));
+        aligned
+    }
+
+    fn operations() -> ItemsCount {
+        ItemsCount::new(2 * Self::SAMPLES * Self::SHAPE.inputs * Self::SHAPE.outputs)
+    }
+}
+
+/// Forward pass of a dense layer; items are operations.
+#[divan::bench]
+fn dense_forward(bencher: Bencher<'_, '_>) {
+    let DenseLayer { plan, mut crew, input, weights, .. } = DenseLayer::new();
+    let mut output = AlignedFloats::zeros(DenseLayer::SAMPLES * DenseLayer::SHAPE.outputs);
+    bencher.counter(DenseLayer::operations()).bench_local(|| {
+        let (input, weights) = (black_box(&input[..]), black_box(&weights[..]));
+        let operands = DenseForward { input, weights, bias: None, output: &mut output, after: After::Relu };
+        plan.forward(DenseLayer::SAMPLES, operands, &mut crew);
+    });
+}
+
+/// Input gradient of a dense layer; items are operations.
+#[divan::bench]
+fn dense_input_gradient(bencher: Bencher<'_, '_>) {
+    let DenseLayer { plan, mut crew, delta, weights, .. } = DenseLayer::new();
+    let mut input_gradient = AlignedFloats::zeros(DenseLayer::SAMPLES * DenseLayer::SHAPE.inputs);
+    bencher.counter(DenseLayer::operations()).bench_local(|| {
+        let (delta, weights) = (black_box(&delta[..]), black_box(&weights[..]));
+        let operands = DenseInputGradient { delta, weights, input_gradient: &mut input_gradient, after: After::Keep };
+        plan.input_gradient(DenseLayer::SAMPLES, operands, &mut crew);
+    });
+}
+
+/// Weight gradient of a dense layer, with the batch in so many leaves; items are operations.
+#[divan::bench(args = [1, 2, 16, 128])]
+fn dense_weight_gradient(bencher: Bencher<'_, '_>, leaves: usize) {
+    let DenseLayer { plan, mut crew, input, delta, weights } = DenseLayer::new();
+    let leaves = vec![DenseLayer::SAMPLES / leaves; leaves];
+    let mut gradient = weights;
+    bencher.counter(DenseLayer::operations()).bench_local(|| {
+        let (input, delta) = (black_box(&input[..]), black_box(&delta[..]));
+        let (gradient, nodes) = (&mut gradient[..], Precision::F32);
+        let operands = DenseWeightGradient { input, delta, gradient, accumulate: false, nodes };
+        plan.weight_gradient(&leaves, operands, &mut crew)
     });
 }
 

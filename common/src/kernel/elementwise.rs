@@ -66,9 +66,8 @@ fn add_columns<const N: usize>(values: &[f32], channels: usize, start: usize, su
     let mut in_registers = [0.0; N];
     in_registers.copy_from_slice(sums);
     for row in values.chunks_exact(channels) {
-        let row = &row[start..][..N];
-        for lane in 0..N {
-            in_registers[lane] += row[lane];
+        for (sum, value) in in_registers.iter_mut().zip(&row[start..][..N]) {
+            *sum += value;
         }
     }
     sums.copy_from_slice(&in_registers);

@@ -109,13 +109,13 @@ impl<E> Block<'_, E> {
         (self.a_repeat == depth * self.a_step && self.b_repeat == depth).then_some(run)
     }
 
-    /// Pieces of the summed index that a tile goes through.
+    /// Pieces of the summed index that a tile of one segment goes through.
     fn pieces(&self) -> usize {
         let of_runs = |factor: usize| -> usize {
             self.runs.iter().map(|run| (run.depth as usize * factor).div_ceil(PIECE)).sum()
         };
-        let in_one = self.stretch().is_some();
-        self.segments.iter().map(|&repeats| if in_one { of_runs(repeats) } else { repeats * of_runs(1) }).sum()
+        let repeats = self.segments[0];
+        if self.stretch().is_some() { of_runs(repeats) } else { repeats * of_runs(1) }
     }
 }
 
@@ -222,7 +222,7 @@ unsafe fn rows<P: Products, const R: usize, const T: usize, const V: usize>(bloc
 unsafe fn singles<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
     block: &Block<'_, P::Element>,
 ) -> bool {
-    let occasions = block.rows.len().div_ceil(R) * block.pieces();
+    let occasions = block.ahead.as_ref().map_or(0, |_| block.rows.len().div_ceil(R) * block.pieces());
     let mut fetching = Fetching::new(block.ahead.as_ref(), occasions);
     let (tiles, mut rest) = block.rows.as_chunks::<R>();
     // SAFETY: as for `rows`.

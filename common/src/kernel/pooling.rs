@@ -100,7 +100,7 @@ impl Shares<'_> {
             Some(gate) => {
                 let shares = self.gradient.iter().zip(self.winners).zip(gate);
                 for (target, ((gradient, winner), gate)) in target.iter_mut().zip(shares) {
-                    let share = if *winner == place && !(*gate <= 0.0) { *gradient } else { 0.0 };
+                    let share = if *winner != place || *gate <= 0.0 { 0.0 } else { *gradient };
                     *target = if ADD { *target } else { 0.0 } + share;
                 }
             }

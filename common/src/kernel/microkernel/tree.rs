@@ -41,18 +41,11 @@ impl Stack {
 }
 
 /// Where operands of some products begin.
+#[derive(Clone, Copy)]
 struct Operands<E> {
     a: *const E,
     b: *const E,
 }
-
-impl<E> Clone for Operands<E> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<E> Copy for Operands<E> {}
 
 impl<E> Operands<E> {
     /// Behind so many products.
