@@ -209,19 +209,18 @@ unsafe fn rows<P: Products, const R: usize, const T: usize, const V: usize>(bloc
     // SAFETY: tiles are made of rows of the block; the caller's promises cover them.
     unsafe {
         match (block.segments.len() > 1, whole) {
+            (true, true) => return trees::<P, T, V, true>(block),
+            (true, false) => return trees::<P, T, V, false>(block),
             (false, true) => singles::<P, R, V, true>(block),
             (false, false) => singles::<P, R, V, false>(block),
-            (true, true) => trees::<P, T, V, true>(block),
-            (true, false) => trees::<P, T, V, false>(block),
         }
     }
+    false
 }
 
 /// Cuts the rows into tiles of `R`, then 4, 2 and 1.
 #[inline(always)]
-unsafe fn singles<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
-    block: &Block<'_, P::Element>,
-) -> bool {
+unsafe fn singles<P: Products, const R: usize, const V: usize, const WHOLE: bool>(block: &Block<'_, P::Element>) {
     let occasions = block.ahead.as_ref().map_or(0, |_| block.rows.len().div_ceil(R) * block.pieces());
     let mut fetching = Fetching::new(block.ahead.as_ref(), occasions);
     let (tiles, mut rest) = block.rows.as_chunks::<R>();
@@ -242,7 +241,6 @@ unsafe fn singles<P: Products, const R: usize, const V: usize, const WHOLE: bool
         }
         tile::all::<P, 1, V, WHOLE>(block, rest.as_chunks::<1>().0, &mut fetching);
     }
-    block.rows.is_empty()
 }
 
 /// Cuts the rows into tiles of `T`, then 2 and 1, which add trees of segments.

@@ -47,8 +47,6 @@ fn pixel_mut(values: &mut [f32], index: u32, channels: usize) -> &mut [f32] {
     &mut values[index as usize * channels..][..channels]
 }
 
-// Below, loops go over arrays, without closures: what is not inlined is not compiled for the instruction set.
-
 /// The largest values of the usual window, two by two, as many channels at a time as a vector has lanes: loops over arrays
 /// are what the compiler makes vectors of. Returns how many channels are done.
 #[inline(always)]
@@ -90,20 +88,11 @@ impl Shares<'_> {
     /// What the element at `place` of the window gets is added to `target`, or written there.
     #[inline(always)]
     fn give<const ADD: bool>(self, place: u32, target: &mut [f32]) {
-        match self.gate {
-            None => {
-                for (target, (gradient, winner)) in target.iter_mut().zip(self.gradient.iter().zip(self.winners)) {
-                    let share = if *winner == place { *gradient } else { 0.0 };
-                    *target = if ADD { *target } else { 0.0 } + share;
-                }
-            }
-            Some(gate) => {
-                let shares = self.gradient.iter().zip(self.winners).zip(gate);
-                for (target, ((gradient, winner), gate)) in target.iter_mut().zip(shares) {
-                    let share = if *winner != place || *gate <= 0.0 { 0.0 } else { *gradient };
-                    *target = if ADD { *target } else { 0.0 } + share;
-                }
-            }
+        let (gated, gate) = (self.gate.is_some(), self.gate.unwrap_or(self.gradient));
+        let shares = self.gradient.iter().zip(self.winners).zip(gate);
+        for (target, ((gradient, winner), gate)) in target.iter_mut().zip(shares) {
+            let share = if *winner != place || (gated && *gate <= 0.0) { 0.0 } else { *gradient };
+            *target = if ADD { *target } else { 0.0 } + share;
         }
     }
 }

@@ -26,6 +26,41 @@ impl Sums {
 /// Accumulators of a tile.
 pub(super) type Accumulators<P, const R: usize, const V: usize> = [[Vector<P>; V]; R];
 
+/// Stores the sums of a tile, one after the other.
+///
+/// # Safety
+/// There must be room for the vectors at `to`.
+#[inline(always)]
+pub(super) unsafe fn store_sums<P: Products, const R: usize, const V: usize>(
+    to: *mut f32,
+    sums: &Accumulators<P, R, V>,
+) {
+    for i in 0..R {
+        for v in 0..V {
+            // SAFETY: the caller's promise.
+            unsafe { P::Sums::store(to.add((i * V + v) * P::Sums::LANES), sums[i][v]) }
+        }
+    }
+}
+
+/// What [`store_sums`] has stored.
+///
+/// # Safety
+/// The vectors were stored at `from`.
+#[inline(always)]
+pub(super) unsafe fn load_sums<P: Products, const R: usize, const V: usize>(from: *const f32) -> Accumulators<P, R, V> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sums = [[P::Sums::splat(0.0); V]; R];
+        for i in 0..R {
+            for v in 0..V {
+                sums[i][v] = P::Sums::load(from.add((i * V + v) * P::Sums::LANES));
+            }
+        }
+        sums
+    }
+}
+
 /// All tiles of a height.
 ///
 /// # Safety
@@ -67,12 +102,7 @@ unsafe fn single<P: Products, const R: usize, const V: usize, const WHOLE: bool>
                 P::Sums::store(starts.vector::<P>(i * V + v), start);
             }
         }
-        let mut acc = [[P::Sums::splat(0.0); V]; R];
-        for i in 0..R {
-            for v in 0..V {
-                acc[i][v] = P::Sums::load(starts.vector::<P>(i * V + v));
-            }
-        }
+        let mut acc = load_sums::<P, R, V>(starts.vector::<P>(0));
         segment::<P, R, V>(block, rows, (0, block.b), repeats, &mut acc, fetching);
         finish::<P, R, V, WHOLE>(block, rows, &acc);
     }
@@ -175,12 +205,7 @@ unsafe fn products<P: Products, const R: usize, const V: usize>(
         let piece = left.min(PIECE);
         for _ in 0..piece {
             // SAFETY: operands are readable by the caller's promise.
-            unsafe {
-                part::<P, R, V, 0>(a_rows, a, b, acc);
-                if P::PARTS > 1 {
-                    part::<P, R, V, 1>(a_rows, a, b, acc);
-                }
-            }
+            unsafe { product::<P, R, V>(a_rows, a, b, acc) }
             a += block.a_step as isize;
             b = b.wrapping_add(block.b_stride);
         }
@@ -188,9 +213,26 @@ unsafe fn products<P: Products, const R: usize, const V: usize>(
     }
 }
 
+/// One product of each output, whose operands begin at `a` and `b`.
+#[inline(always)]
+pub(super) unsafe fn product<P: Products, const R: usize, const V: usize>(
+    a_rows: &[*const P::Element; R],
+    a: isize,
+    b: *const P::Element,
+    acc: &mut Accumulators<P, R, V>,
+) {
+    // SAFETY: operands are readable by the caller's promise.
+    unsafe {
+        part::<P, R, V, 0>(a_rows, a, b, acc);
+        if P::PARTS > 1 {
+            part::<P, R, V, 1>(a_rows, a, b, acc);
+        }
+    }
+}
+
 /// One part of one product of each output.
 #[inline(always)]
-pub(super) unsafe fn part<P: Products, const R: usize, const V: usize, const PART: usize>(
+unsafe fn part<P: Products, const R: usize, const V: usize, const PART: usize>(
     a_rows: &[*const P::Element; R],
     a: isize,
     b: *const P::Element,

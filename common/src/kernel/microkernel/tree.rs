@@ -10,7 +10,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::tile::{Accumulators, Sums, finish, part};
+use super::tile::{Accumulators, Sums, finish, load_sums, product, store_sums};
 use super::{Block, MAX_LEVELS, Row};
 use crate::kernel::ahead::Fetching;
 use crate::kernel::bf16;
@@ -53,6 +53,16 @@ impl<E> Operands<E> {
     fn after(self, products: usize, block: &Block<'_, E>) -> Self {
         let Self { a, b } = self;
         Self { a: a.wrapping_add(products * block.a_step), b: b.wrapping_add(products * block.b_stride) }
+    }
+
+    /// Where the rows of a tile find their operands, which adjoin.
+    #[inline(always)]
+    fn rows<const R: usize>(&self) -> [*const E; R] {
+        let mut rows = [self.a; R];
+        for i in 1..R {
+            rows[i] = self.a.wrapping_add(i);
+        }
+        rows
     }
 }
 
@@ -118,11 +128,11 @@ unsafe fn some<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
                     add::<P, R, V>(&left, &right)
                 };
                 for level in (below..waiting).rev() {
-                    let left = load::<P, R, V>(stack.place::<P, R, V>(level, tile));
+                    let left = load_sums::<P, R, V>(stack.place::<P, R, V>(level, tile));
                     sum = if rounded { rounded_sum::<P, R, V>(&left, &sum) } else { add::<P, R, V>(&left, &sum) };
                 }
                 if k + 1 < pairs.len() {
-                    store::<P, R, V>(stack.place::<P, R, V>(below, tile), &sum);
+                    store_sums::<P, R, V>(stack.place::<P, R, V>(below, tile), &sum);
                 } else {
                     zeros = add_zeros::<P, R, V>(&sum, zeros);
                     finish::<P, R, V, WHOLE>(block, rows, &sum);
@@ -152,36 +162,17 @@ unsafe fn pair<P: Products, const R: usize, const V: usize>(
         let mut sums = [[[P::Sums::splat(0.0); V]; R]; 2];
         for _ in 0..both {
             for half in 0..2 {
-                product::<P, R, V>(at[half], &mut sums[half]);
+                product::<P, R, V>(&at[half].rows(), 0, at[half].b, &mut sums[half]);
                 at[half] = at[half].after(1, block);
             }
         }
         for half in 0..2 {
             for _ in both..depths[half] {
-                product::<P, R, V>(at[half], &mut sums[half]);
+                product::<P, R, V>(&at[half].rows(), 0, at[half].b, &mut sums[half]);
                 at[half] = at[half].after(1, block);
             }
         }
         sums
-    }
-}
-
-/// One product of each output. The rows' operands adjoin.
-#[inline(always)]
-unsafe fn product<P: Products, const R: usize, const V: usize>(
-    at: Operands<P::Element>,
-    sums: &mut Accumulators<P, R, V>,
-) {
-    let mut a_rows = [at.a; R];
-    for i in 1..R {
-        a_rows[i] = at.a.wrapping_add(i);
-    }
-    // SAFETY: operands are readable by the caller's promise.
-    unsafe {
-        part::<P, R, V, 0>(&a_rows, 0, at.b, sums);
-        if P::PARTS > 1 {
-            part::<P, R, V, 1>(&a_rows, 0, at.b, sums);
-        }
     }
 }
 
@@ -217,38 +208,10 @@ unsafe fn round<P: Products, const R: usize, const V: usize>(sums: &Accumulators
     let place = memory.vector::<P>(0);
     // SAFETY: what is read was stored.
     unsafe {
-        store::<P, R, V>(place, sums);
+        store_sums::<P, R, V>(place, sums);
         let floats = std::slice::from_raw_parts_mut(place, R * V * P::Sums::LANES);
         floats.iter_mut().for_each(|sum| *sum = bf16::round(*sum));
-        load::<P, R, V>(place)
-    }
-}
-
-/// # Safety
-/// There must be room for the vectors at `to`.
-#[inline(always)]
-unsafe fn store<P: Products, const R: usize, const V: usize>(to: *mut f32, sums: &Accumulators<P, R, V>) {
-    for i in 0..R {
-        for v in 0..V {
-            // SAFETY: the caller's promise.
-            unsafe { P::Sums::store(to.add((i * V + v) * P::Sums::LANES), sums[i][v]) }
-        }
-    }
-}
-
-/// # Safety
-/// The vectors were stored at `from`.
-#[inline(always)]
-unsafe fn load<P: Products, const R: usize, const V: usize>(from: *const f32) -> Accumulators<P, R, V> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut sums = [[P::Sums::splat(0.0); V]; R];
-        for i in 0..R {
-            for v in 0..V {
-                sums[i][v] = P::Sums::load(from.add((i * V + v) * P::Sums::LANES));
-            }
-        }
-        sums
+        load_sums::<P, R, V>(place)
     }
 }
 
