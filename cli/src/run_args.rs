@@ -227,6 +227,11 @@ impl RunArgs {
 }
 
 impl Prepared {
+    /// What `--data` takes for the run's samples.
+    pub(crate) fn data_source(&self) -> &str {
+        &self.config.data.source
+    }
+
     /// Makes the run's directory with its configuration in it, and starts a coordinator.
     pub(crate) fn start(&self, origin: Origin, isa: Isa, remote_workers: bool) -> anyhow::Result<Coordinator> {
         let directory = &self.directory;

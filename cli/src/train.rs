@@ -195,23 +195,7 @@ fn print_summary(prepared: &Prepared, summary: &Summary, samples: &Samples) {
     println!("train loss       {}", loss(summary.train_loss));
     println!("validation loss  {}", loss(summary.val_loss));
     if prepared.spec.loss == Loss::Mse && summary.val_loss.is_some() {
-        let code = prepared.spec.model.code_shape().elements();
-        let (count, features) = (prepared.training.len(), prepared.training.sample_elements());
-        if Pca::fit_operations(count, features, code) > MAX_BASELINE_OPERATIONS {
-            let directory = prepared.directory.display();
-            println!("PCA              takes a while for {code} values: lockstep eval {directory} --pca");
-        } else {
-            match eval::pca(samples, code) {
-                Ok(pca) => {
-                    println!(
-                        "{:15}  {:.5}  (the best linear code of this size)",
-                        format!("PCA, {code} values"),
-                        pca.mse
-                    )
-                }
-                Err(error) => println!("PCA              not computed: {error}"),
-            }
-        }
+        println!("{}", baseline(prepared, samples));
     }
     println!(
         "{} rounds, {} samples in {:.1} s: {} samples/s",
@@ -221,4 +205,20 @@ fn print_summary(prepared: &Prepared, summary: &Summary, samples: &Samples) {
         HumanCount(summary.samples_per_second as u64)
     );
     println!("parameters       sha256 {}", summary.params_sha256);
+}
+
+/// The summary's line on the best linear code.
+fn baseline(prepared: &Prepared, samples: &Samples) -> String {
+    let code = prepared.spec.model.code_shape().elements();
+    let (count, features) = (prepared.training.len(), prepared.training.sample_elements());
+    if Pca::fit_operations(count, features, code) > MAX_BASELINE_OPERATIONS {
+        let (directory, data) = (prepared.directory.display(), prepared.data_source());
+        return format!(
+            "PCA              not computed, since it takes a while: lockstep eval {directory} --pca --data {data}"
+        );
+    }
+    match eval::pca(samples, code) {
+        Ok(pca) => format!("{:15}  {:.5}  (the best linear code of this size)", format!("PCA, {code} values"), pca.mse),
+        Err(error) => format!("PCA              not computed: {error}"),
+    }
 }

@@ -153,19 +153,22 @@ impl Pca {
         Ok(Self { mean, components, fitted_rows: sample.count() })
     }
 
-    /// About how many floating-point operations it takes to fit `k` components to `count` rows of `features` values: a
-    /// core does some 10¹⁰ a second, and fewer in decompositions.
+    /// About how many floating-point operations it takes to fit `k` components to `count` rows of `features` values, or
+    /// to find out that there would be too many.
     pub fn fit_operations(count: usize, features: usize, k: usize) -> f64 {
-        let [rows, features, k] = [fitted_count(count, features, k), features, k].map(|size| size as f64);
-        let rank = k.min(rows - 1.0).max(0.0);
-        if k >= features || rank == 0.0 {
-            rows * features
-        } else if features <= MAX_SCATTER_FEATURES as f64 {
-            rows * features.powi(2) + 10.0 * features.powi(3)
-        } else {
-            let width = subspace_width(rank as usize, features as usize, rows as usize) as f64;
-            let passes = POWER_PASSES as f64 + 1.0;
-            passes * (4.0 * rows * features * width + 2.0 * features * width.powi(2)) + 10.0 * width.powi(3)
+        let rows = count.div_ceil(stride(count, features, k));
+        let rank = k.min(rows.saturating_sub(1));
+        let directions = subspace_width(rank, features, rows);
+        let subspace = features > MAX_SCATTER_FEATURES;
+        let nothing_to_do = k >= features || rank == 0 || (subspace && rank > max_components(features));
+        let [rows, features, width] = [rows, features, directions].map(|size| size as f64);
+        match subspace {
+            _ if nothing_to_do => rows * features,
+            false => rows * features.powi(2) + 10.0 * features.powi(3),
+            true => {
+                let passes = POWER_PASSES as f64 + 1.0;
+                passes * (4.0 * rows * features * width + 2.0 * features * width.powi(2)) + 10.0 * width.powi(3)
+            }
         }
     }
 
@@ -237,13 +240,13 @@ impl Rows<'_> {
 
 /// Of so many rows, every how many-th one is looked at to fit `k` components.
 fn stride(count: usize, features: usize, k: usize) -> usize {
-    let most = (MAX_FITTED_VALUES / features).max(k.saturating_mul(MIN_ROWS_PER_COMPONENT)).max(1);
-    count.div_ceil(most)
+    let most = (MAX_FITTED_VALUES / features.max(1)).max(k.saturating_mul(MIN_ROWS_PER_COMPONENT)).max(1);
+    count.div_ceil(most).max(1)
 }
 
-/// How many rows are looked at.
-fn fitted_count(count: usize, features: usize, k: usize) -> usize {
-    count.div_ceil(stride(count, features, k).max(1))
+/// The most components that subspace iteration finds.
+fn max_components(features: usize) -> usize {
+    MAX_COMPONENT_VALUES / features
 }
 
 /// Directions that subspace iteration carries for `rank` components.
@@ -326,7 +329,7 @@ fn exact_components(sample: &Thinned<'_>, mean: &Array1<f64>, k: usize) -> Resul
 /// About the `k` leading eigenvectors of the scatter matrix, by subspace iteration. Returns (k, features).
 fn subspace_components(sample: &Thinned<'_>, mean: &Array1<f64>, k: usize) -> Result<Array2<f64>, PcaError> {
     let features = mean.len();
-    let limit = MAX_COMPONENT_VALUES / features;
+    let limit = max_components(features);
     if k > limit {
         return Err(PcaError::TooLarge { components: k, features, limit });
     }
@@ -520,6 +523,8 @@ mod tests {
         // A convolutional code of a color image has most of its values.
         let colors = Pca::fit_operations(10_000, 3072, 2048);
         assert!((2e12..4e12).contains(&colors), "{colors}");
+        assert_eq!(Pca::fit_operations(10_000, 12_288, 5000), 10_000.0 * 12_288.0, "too many are refused at once");
+        assert_eq!(Pca::fit_operations(0, 0, 3), 0.0);
     }
 
     #[test]
