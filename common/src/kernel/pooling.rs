@@ -85,6 +85,38 @@ struct Shares<'a> {
 }
 
 impl Shares<'_> {
+    /// What the usual window's elements get, none of which is in another window; as [`largest_of_four`].
+    #[inline(always)]
+    fn write_four<const GATED: bool>(self, window: &[u32], input_gradient: &mut [f32]) -> usize {
+        let &[a, b, c, d] = window else { return 0 };
+        let channels = self.gradient.len();
+        let places = [a, b, c, d].map(|index| index as usize * channels..(index as usize + 1) * channels);
+        let Ok([a, b, c, d]) = input_gradient.get_disjoint_mut(places) else { return 0 };
+        let (a, _) = a.as_chunks_mut::<LANES>();
+        let (b, _) = b.as_chunks_mut::<LANES>();
+        let (c, _) = c.as_chunks_mut::<LANES>();
+        let (d, _) = d.as_chunks_mut::<LANES>();
+        let (gradient, _) = self.gradient.as_chunks::<LANES>();
+        let (winners, _) = self.winners.as_chunks::<LANES>();
+        let (gate, _) = self.gate.unwrap_or(self.gradient).as_chunks::<LANES>();
+        for i in 0..gradient.len() {
+            for lane in 0..LANES {
+                let share = if GATED && gate[i][lane] <= 0.0 { 0.0 } else { 0.0 + gradient[i][lane] };
+                let of_place = |place| if winners[i][lane] == place { share } else { 0.0 };
+                (a[i][lane], b[i][lane]) = (of_place(0), of_place(1));
+                (c[i][lane], d[i][lane]) = (of_place(2), of_place(3));
+            }
+        }
+        gradient.len() * LANES
+    }
+
+    /// The same from a channel on.
+    #[inline(always)]
+    fn from(self, channel: usize) -> Self {
+        let Self { gradient, winners, gate } = self;
+        Self { gradient: &gradient[channel..], winners: &winners[channel..], gate: gate.map(|gate| &gate[channel..]) }
+    }
+
     /// What the element at `place` of the window gets is added to `target`, or written there.
     #[inline(always)]
     fn give<const ADD: bool>(self, place: u32, target: &mut [f32]) {
@@ -144,8 +176,17 @@ per_isa! {
                 winners: &winners[here.clone()],
                 gate: gate.map(|gate| &gate[here]),
             };
+            let done = match (windows.overlap, gate) {
+                (true, _) => 0,
+                (false, Some(_)) => shares.write_four::<true>(window, input_gradient),
+                (false, None) => shares.write_four::<false>(window, input_gradient),
+            };
+            if done == channels {
+                continue;
+            }
+            let shares = shares.from(done);
             for (place, &index) in (0..).zip(window) {
-                let target = pixel_mut(input_gradient, index, channels);
+                let target = &mut pixel_mut(input_gradient, index, channels)[done..];
                 if windows.overlap {
                     shares.give::<true>(place, target);
                 } else {
