@@ -139,7 +139,7 @@ fn article_weight_gradient(bencher: Bencher<'_, '_>, layer: Convolution) {
     let plan = Reduce::new(Isa::best(), &layer.relation(), layer.channels);
     let (high, low) = (values(layer.high_len() + SLACK), values(layer.low_len() + SLACK));
     let mut gradient = vec![0.0; layer.weights_len()];
-    let mut scratch = vec![0.0; plan.scratch_len(Convolution::SAMPLES)];
+    let mut scratch = AlignedFloats::zeros(plan.scratch_len(Convolution::SAMPLES));
     bencher.counter(ItemsCount::new(layer.operations())).bench_local(|| {
         let (high, low) = (black_box(&high), black_box(&low));
         let operands = ReduceOperands { high, low, gradient: &mut gradient, accumulate: false, scratch: &mut scratch };

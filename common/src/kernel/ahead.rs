@@ -21,6 +21,13 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
+    /// Columns of some rows, which are `stride` floats apart.
+    pub(super) fn columns(from: *const f32, [rows, columns]: [usize; 2], stride: usize) -> Self {
+        let run = if columns == stride { rows * columns / LINE } else { columns / LINE }.max(1);
+        let runs = if columns == stride { 1 } else { rows };
+        Self { from, run, stride, lines: 0..run * runs }
+    }
+
     /// The part of the lines that belongs to one of `parts` equal ones.
     pub(super) fn part(&self, part: usize, parts: usize) -> Self {
         let Range { start, end } = self.lines;
@@ -108,6 +115,19 @@ mod tests {
         assert_eq!(fetching.left, 0);
         let parts = [0, 1, 2].map(|part| ahead.part(part, 3).lines);
         assert_eq!(parts, [1..3, 3..5, 5..8]);
+    }
+
+    /// Scenario: 32 of 64 columns, all of 24 columns, and a column. Property: whole lines, and no run without one.
+    #[test]
+    fn columns_are_runs_of_lines() {
+        let memory = [0.0f32; 400];
+        let of = |shape, stride| {
+            let ahead = Ahead::columns(memory.as_ptr(), shape, stride);
+            (ahead.run, ahead.stride, ahead.lines)
+        };
+        assert_eq!(of([5, 32], 64), (2, 64, 0..10));
+        assert_eq!(of([4, 24], 24), (6, 24, 0..6));
+        assert_eq!(of([3, 1], 9), (1, 9, 0..3));
     }
 
     #[test]

@@ -241,6 +241,7 @@ per_isa! {
             (48, 48) => copy_whole_rows::<48>(from, columns, start, to),
             (32, 32) => copy_whole_rows::<32>(from, columns, start, to),
             (16, 16) => copy_whole_rows::<16>(from, columns, start, to),
+            (12, 12) => copy_whole_rows::<12>(from, columns, start, to),
             (8, 8) => copy_whole_rows::<8>(from, columns, start, to),
             _ => {
                 for (to, from) in to.chunks_exact_mut(width).zip(from.chunks_exact(columns)) {

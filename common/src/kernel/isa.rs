@@ -90,6 +90,16 @@ impl Isa {
         }
     }
 
+    /// Whether processors of which this is the fastest instruction set have small L2 caches: those with AVX2 have 256 or 512
+    /// KiB, those with AVX-512 1 MiB and more.
+    pub fn has_small_caches(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => true,
+            _ => false,
+        }
+    }
+
     pub(super) fn kind(self) -> Kind {
         self.0
     }

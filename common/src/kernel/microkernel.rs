@@ -83,7 +83,7 @@ pub(super) struct Block<'a, E> {
     pub finish: Finish,
     /// What the sums of several segments, and of their tree, are rounded to.
     pub nodes: Precision,
-    /// What to fetch meanwhile.
+    /// What to fetch meanwhile, if segments are stretches.
     pub ahead: Option<Ahead>,
 }
 
@@ -101,6 +101,20 @@ pub(super) fn panel_widths(isa: Isa) -> &'static [usize] {
     }
 }
 
+/// Columns of a first operand that are copied together where the rows of a tile take operands that adjoin: whole tiles that
+/// add a tree of segments, of any height.
+///
+/// Tiles of AVX2 read little at a time. If the rest of a line is not read until the panel has gone by, the L1 cache does
+/// not keep it.
+pub(super) fn group_columns(isa: Isa) -> usize {
+    match isa.kind() {
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => 12,
+        // Whole cache lines.
+        _ => 48,
+    }
+}
+
 impl<E> Block<'_, E> {
     /// The only run, if each repeat goes on where the one before it ended: then a segment is one long run.
     fn stretch(&self) -> Option<Run> {
@@ -109,15 +123,16 @@ impl<E> Block<'_, E> {
         (self.a_repeat == depth * self.a_step && self.b_repeat == depth).then_some(run)
     }
 
-    /// Pieces of the summed index that a tile of one segment goes through.
+    /// Occasions to fetch memory that a tile of one segment has.
     fn pieces(&self) -> usize {
-        let of_runs = |factor: usize| -> usize {
-            self.runs.iter().map(|run| (run.depth as usize * factor).div_ceil(PIECE)).sum()
-        };
-        let repeats = self.segments[0];
-        if self.stretch().is_some() { of_runs(repeats) } else { repeats * of_runs(1) }
+        self.stretch().map_or(0, |run| (self.segments[0] * run.depth as usize).div_ceil(PIECE))
     }
 }
+
+/// Rows that keep multiply-adds busy: sums of 4 rows by 2 vectors hide the latency of two units.
+const LOW: usize = 4;
+/// Rows of the highest tile for what is left.
+const HIGHEST_OF_REST: usize = 5;
 
 /// Products of an output between two occasions to fetch memory.
 const PIECE: usize = 16;
@@ -170,7 +185,7 @@ unsafe fn avx2<E: Element>(block: &Block<'_, E>) -> bool {
     unsafe {
         match block.columns {
             9.. => rows::<E::On<Avx2>, 6, 3, 2>(block),
-            _ => rows::<E::On<Avx2>, 6, 6, 1>(block),
+            _ => rows::<E::On<Avx2>, 8, 6, 1>(block),
         }
     }
 }
@@ -218,28 +233,35 @@ unsafe fn rows<P: Products, const R: usize, const T: usize, const V: usize>(bloc
     false
 }
 
-/// Cuts the rows into tiles of `R`, then 4, 2 and 1.
+/// Cuts the rows into tiles of `R`, and what is left evenly into lower ones, together with the last tile of `R` if it would be
+/// fewer than [`LOW`].
 #[inline(always)]
 unsafe fn singles<P: Products, const R: usize, const V: usize, const WHOLE: bool>(block: &Block<'_, P::Element>) {
-    let occasions = block.ahead.as_ref().map_or(0, |_| block.rows.len().div_ceil(R) * block.pieces());
+    let rows = block.rows;
+    let mut whole = rows.len() / R;
+    let mut left = rows.len() % R;
+    if whole > 0 && (1..LOW).contains(&left) {
+        whole -= 1;
+        left += R;
+    }
+    let lower = left.div_ceil(HIGHEST_OF_REST);
+    let occasions = block.ahead.as_ref().map_or(0, |_| (whole + lower) * block.pieces());
     let mut fetching = Fetching::new(block.ahead.as_ref(), occasions);
-    let (tiles, mut rest) = block.rows.as_chunks::<R>();
+    let (tiles, mut rest) = rows.split_at(whole * R);
     // SAFETY: as for `rows`.
     unsafe {
         tile::all::<P, R, V, WHOLE>(block, tiles, &mut fetching);
-        if R > 4
-            && let Some((rows, after)) = rest.split_first_chunk::<4>()
-        {
-            tile::all::<P, 4, V, WHOLE>(block, &[*rows], &mut fetching);
+        for parts in (1..=lower).rev() {
+            let (tile, after) = rest.split_at(rest.len().div_ceil(parts));
+            match tile.len() {
+                5 => tile::all::<P, 5, V, WHOLE>(block, tile, &mut fetching),
+                4 => tile::all::<P, 4, V, WHOLE>(block, tile, &mut fetching),
+                3 => tile::all::<P, 3, V, WHOLE>(block, tile, &mut fetching),
+                2 => tile::all::<P, 2, V, WHOLE>(block, tile, &mut fetching),
+                _ => tile::all::<P, 1, V, WHOLE>(block, tile, &mut fetching),
+            }
             rest = after;
         }
-        if R > 2
-            && let Some((rows, after)) = rest.split_first_chunk::<2>()
-        {
-            tile::all::<P, 2, V, WHOLE>(block, &[*rows], &mut fetching);
-            rest = after;
-        }
-        tile::all::<P, 1, V, WHOLE>(block, rest.as_chunks::<1>().0, &mut fetching);
     }
 }
 

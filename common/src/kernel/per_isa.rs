@@ -5,9 +5,9 @@
 /// The body is ordinary safe Rust; the compiler vectorises it as the instruction set allows. Since it may neither
 /// reorder nor fuse floating-point operations, every version computes the same bits.
 macro_rules! per_isa {
-    ($($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => { $(
+    ($($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => { $(
         $(#[$doc])*
-        pub fn $name(isa: $crate::kernel::Isa, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name(isa: $crate::kernel::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             fn body($($arg: $ty),*) $(-> $ret)? $body
 

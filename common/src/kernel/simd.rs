@@ -12,6 +12,10 @@ pub(super) mod x86;
 pub trait Simd: Copy {
     /// Floats in a vector.
     const LANES: usize;
+    /// Products that a tile's loop takes between two branches. Several, where a product is few instructions: then the branch,
+    /// and where in memory the loop happens to lie, cost as much as some multiply-adds, above all on a core that another
+    /// thread uses as well.
+    const UNROLLED: usize;
     /// A vector.
     type Vector: Copy;
 
@@ -48,6 +52,7 @@ pub(super) struct Scalar;
 // SAFETY (whole impl): pointers are valid for the lanes named, by the trait's contract; no special instructions.
 impl Simd for Scalar {
     const LANES: usize = 8;
+    const UNROLLED: usize = 1;
     type Vector = [f32; 8];
 
     #[inline(always)]

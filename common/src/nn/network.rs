@@ -14,6 +14,8 @@ use crate::model::{Activation, LayerPlace, ResolvedModel};
 
 /// Activations of one pass should stay near the core: half a million floats are 2 MiB.
 const PASS_FLOATS: usize = 1 << 19;
+/// The same where caches are small; but as each pass goes through all weights, activations are at least twice as many.
+const SMALL_PASS_FLOATS: usize = 1 << 17;
 /// More samples than this do not make a pass faster.
 const MAX_PASS_SAMPLES: usize = 64;
 /// Networks of dense layers read all weights in every pass, so passes are as large as memory allows: 16 million floats
@@ -81,10 +83,16 @@ impl Network {
     /// is said.
     pub fn new(model: &ResolvedModel, loss: Loss, arithmetic: impl Into<Arithmetic>) -> Self {
         let all: usize = model.layers.iter().map(|layer| layer.output.elements()).sum();
+        let arithmetic = arithmetic.into();
         let pass_samples = if model.is_dense() {
             (DENSE_PASS_FLOATS / all.max(1)).clamp(1, MAX_DENSE_PASS_SAMPLES)
         } else {
-            (PASS_FLOATS / all.max(1)).clamp(4, MAX_PASS_SAMPLES) / 4 * 4
+            let floats = if arithmetic.isa.has_small_caches() {
+                (2 * model.layout.parameters()).clamp(SMALL_PASS_FLOATS, PASS_FLOATS)
+            } else {
+                PASS_FLOATS
+            };
+            (floats / all.max(1)).clamp(4, MAX_PASS_SAMPLES) / 4 * 4
         };
         Self::with_pass_samples(model, loss, arithmetic, pass_samples)
     }

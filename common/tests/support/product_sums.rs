@@ -350,6 +350,11 @@ pub(crate) fn gather_cases() -> impl Iterator<Item = (GatherCase, &'static str)>
 pub(crate) fn reduce_cases() -> impl Iterator<Item = (&'static str, PixelRelation, ChannelCounts, usize)> {
     relations().into_iter().flat_map(|(name, relation)| {
         let of_samples = (0..=7).map(|samples| (ChannelCounts { high: 5, low: 131 }, samples));
-        channel_pairs().chain(of_samples).map(move |(channels, samples)| (name, relation, channels, samples))
+        // Copies of both operands, in several pieces, with high and low channels that fill no line and no panel.
+        let of_copies = [(ChannelCounts { high: 37, low: 61 }, 3), (ChannelCounts { high: 16, low: 64 }, 70)];
+        channel_pairs()
+            .chain(of_samples)
+            .chain(of_copies)
+            .map(move |(channels, samples)| (name, relation, channels, samples))
     })
 }

@@ -19,14 +19,14 @@ mod product;
 mod units;
 
 use output::Output;
-use product::{DeskLayout, First, GROUP, Product, Second, Sums};
+use product::{DeskLayout, First, Product, Second, Sums};
 
 use super::crew::CrewSize;
 use super::{After, Crew, Panel};
 use crate::kernel::ahead::{Ahead, LINE};
 use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
-use crate::kernel::microkernel::{MAX_SEGMENTS, panel_widths};
+use crate::kernel::microkernel::{MAX_SEGMENTS, group_columns, panel_widths};
 use crate::kernel::precision::{Arithmetic, Precision};
 use crate::kernel::transpose::{MatrixShape, transpose};
 use crate::model::PanelMatrix;
@@ -56,6 +56,8 @@ pub struct Dense {
     precision: Precision,
     shape: DenseShape,
     max_rows: usize,
+    /// Input columns that are copied together for a weight gradient, so that they lie side by side for each sample.
+    group: usize,
     forward: Product,
     input_gradient: Product,
     weight_gradient: Product,
@@ -69,7 +71,8 @@ impl Dense {
         let DenseShape { pixels, inputs, outputs } = shape;
         let max_rows = max_samples * pixels;
         let panel_len = inputs.max(outputs).max(max_rows) * panel_widths(isa)[0];
-        let desk = DeskLayout { panel_len, max_rows };
+        let group = group_columns(isa);
+        let desk = DeskLayout { panel_len, group, max_rows };
         // What a row of the first operand takes.
         let elements = |floats: usize| match precision {
             Precision::F32 => floats,
@@ -77,18 +80,19 @@ impl Dense {
         };
         // One more row for the bias: the weight of an input that is always 1.
         let rows_of_gradient = inputs + 1;
-        let in_groups = |i: usize| i / GROUP * GROUP * max_rows + i % GROUP;
+        let in_groups = |i: usize| i / group * group * max_rows + i % group;
         Self {
             isa,
             precision,
             shape,
             max_rows,
+            group,
             forward: Product::to_rows(isa, [max_rows, outputs], desk, |row| row * elements(inputs)),
             input_gradient: Product::to_rows(isa, [max_rows, inputs], desk, |row| row * elements(outputs)),
             weight_gradient: Product::to_panels(isa, shape.weights(), desk, in_groups),
             crew: CrewSize {
-                desk: panel_len + rows_of_gradient.next_multiple_of(GROUP) * max_rows,
-                groups: rows_of_gradient.div_ceil(GROUP),
+                desk: panel_len + rows_of_gradient.next_multiple_of(group) * max_rows,
+                groups: rows_of_gradient.div_ceil(group),
                 shared: match precision {
                     Precision::F32 => 0,
                     Precision::Bf16 => max_rows * elements(inputs.max(outputs)),
@@ -122,9 +126,8 @@ impl Dense {
         };
         let source = |panel: &Panel| {
             let stored = self.shape.weights().panel_of(panel.start);
-            let lines = stored.range.len() / LINE;
-            let from = weights[stored.range].as_ptr();
-            (lines > 0).then_some(Ahead { from, run: lines, stride: 0, lines: 0..lines })
+            let from = weights[stored.range.start + panel.start - stored.start..].as_ptr();
+            Some(Ahead::columns(from, [inputs, panel.columns], stored.columns))
         };
         let second = Second { stored: Some(weights), pack: &pack, source: &source };
         let sums = Sums { bias, after, ..Sums::in_one(rows, inputs) };
@@ -187,8 +190,14 @@ impl Dense {
             let delta = &delta[..depth * outputs];
             elementwise::copy_columns(self.isa, delta, outputs, panel.start, panel.columns, packed, panel.width);
         };
-        let sums =
-            Sums { run_depth: pixels, segments: leaves, nodes, a_step: GROUP, accumulate, ..Sums::in_one(rows, depth) };
+        let sums = Sums {
+            run_depth: pixels,
+            segments: leaves,
+            nodes,
+            a_step: self.group,
+            accumulate,
+            ..Sums::in_one(rows, depth)
+        };
         let group = |group: usize, to: &mut [f32]| self.group_input(&input[..depth * inputs], group, depth, to);
         let output = Output::Panels(self.shape.weights(), gradient);
         self.weight_gradient.multiply(sums, First::Columns(&group), Second::copied(&pack), output, crew)
@@ -197,11 +206,11 @@ impl Dense {
     /// Copies a group of input columns together, and a column of ones behind the last one.
     fn group_input(&self, input: &[f32], group: usize, depth: usize, to: &mut [f32]) {
         let inputs = self.shape.inputs;
-        let start = group * GROUP;
-        let count = GROUP.min(inputs - start);
-        elementwise::copy_columns(self.isa, input, inputs, start, count, &mut to[..depth * GROUP], GROUP);
-        if count < GROUP {
-            to[..depth * GROUP].iter_mut().skip(count).step_by(GROUP).for_each(|one| *one = 1.0);
+        let (start, to) = (group * self.group, &mut to[..depth * self.group]);
+        let count = self.group.min(inputs - start);
+        elementwise::copy_columns(self.isa, input, inputs, start, count, to, self.group);
+        if count < self.group {
+            to.iter_mut().skip(count).step_by(self.group).for_each(|one| *one = 1.0);
         }
     }
 

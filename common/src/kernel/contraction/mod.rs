@@ -15,6 +15,7 @@
 mod crew;
 mod dense;
 mod gather;
+mod lines;
 mod reduce;
 
 use super::isa::Isa;
@@ -118,14 +119,16 @@ struct Panel {
     offset: usize,
 }
 
-/// Cuts `columns` into panels of the instruction set's widths; each takes `depth` rows of the packed buffer.
+/// Cuts `columns` into panels of the instruction set's widths; each takes `depth` rows of the packed buffer. A last panel
+/// may be wider than its columns, but not by as much as the narrowest width.
 fn panels(isa: Isa, columns: usize, depth: usize) -> Vec<Panel> {
     let mut panels = Vec::new();
     let (mut start, mut offset) = (0, 0);
     while start < columns {
         let rest = columns - start;
         let widths = panel_widths(isa);
-        let width = widths.iter().copied().find(|&width| width <= rest).unwrap_or(widths[widths.len() - 1]);
+        let narrowest = widths[widths.len() - 1];
+        let width = *widths.iter().find(|&&width| width < rest + narrowest).unwrap_or(&narrowest);
         let columns = rest.min(width);
         panels.push(Panel { start, columns, width, offset });
         start += columns;

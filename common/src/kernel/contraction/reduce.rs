@@ -1,14 +1,25 @@
 //! Weight gradients: every weight sums over samples and pixels.
+//!
+//! Operands are gone through many times: the high one for each panel of low channels, the low one for each tile of high
+//! channels. Where there are many panels, both are copied together first, so that what a few tiles read is one stretch and
+//! stays in the L1 cache. Else they are read where they lie.
 
 use std::collections::BTreeMap;
 
+use super::lines::{Line, Lines};
 use super::{ChannelCounts, Panel, PixelRelation, SLACK, index, panels, pixels, push_merged};
 use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
 use crate::kernel::microkernel::{self, Block, Finish, Row, Run, Start, panel_width, panel_widths};
 use crate::kernel::precision::Precision;
 use crate::kernel::products::Element;
-use crate::model::Pair;
+
+/// Panels from which on copies of the high operand pay: each element is copied once and read for all of them.
+const MIN_PANELS: usize = 4;
+/// High channels that are copied together: a cache line of each pixel.
+const TOGETHER: usize = 16;
+/// Pixels that are copied together: with as many rows of a panel, they fill the L1 cache.
+const MAX_DEPTH: usize = 256;
 
 /// Weights whose taps connect the same rectangle of low pixels.
 #[derive(Debug)]
@@ -16,6 +27,11 @@ struct ReduceGroup {
     rows: Vec<Row>,
     /// Of one sample.
     runs: Vec<Run>,
+    /// Low pixels of the rectangle.
+    pixels: usize,
+    /// The runs as pixels of the two images, to be copied.
+    high_lines: Lines,
+    low_lines: Lines,
 }
 
 /// A plan for weight gradients; see the module's documentation.
@@ -30,8 +46,6 @@ pub struct Reduce {
     a_step: usize,
     high_len: usize,
     low_pixels: usize,
-    /// Whether samples follow each other like pixels, so that a batch is one long run.
-    pointwise: bool,
     /// Whether some tap connects no pixels at all: no row computes its gradient, which is 0.
     has_dead_taps: bool,
 }
@@ -62,7 +76,6 @@ impl Reduce {
             a_step: relation.strides.columns * channels.high,
             high_len,
             low_pixels: pixels(relation.low),
-            pointwise: relation.taps() == 1 && relation.high == relation.low && relation.strides == Pair::square(1),
             has_dead_taps,
         };
         for group in &plan.groups {
@@ -78,12 +91,25 @@ impl Reduce {
 
     /// Elements of scratch memory that a run over `samples` samples needs.
     pub fn scratch_len(&self, samples: usize) -> usize {
-        if self.packs_low() { samples * self.low_pixels * panel_widths(self.isa)[0] } else { 0 }
+        let pixels = samples * self.low_pixels;
+        if self.copies_both() {
+            let width = self.panels.iter().map(|panel| panel.width).sum::<usize>() + TOGETHER;
+            pixels.min(MAX_DEPTH.max(self.low_pixels)) * width
+        } else if self.packs_low() {
+            pixels * panel_widths(self.isa)[0]
+        } else {
+            0
+        }
+    }
+
+    /// Whether both operands are copied together first: see the module's documentation.
+    fn copies_both(&self) -> bool {
+        self.panels.len() >= MIN_PANELS && self.channels.high >= TOGETHER
     }
 
     /// Whether columns of the low operand are copied together first: far-apart rows would collide in the L1 cache.
     fn packs_low(&self) -> bool {
-        self.pointwise && self.channels.low > panel_widths(self.isa)[0]
+        self.channels.low > panel_widths(self.isa)[0]
     }
 
     /// Adds to `gradient` (taps, high channels, low channels) the sum over samples, low rows and low columns of
@@ -103,6 +129,10 @@ impl Reduce {
         }
         if samples == 0 {
             return;
+        }
+        if self.copies_both() {
+            let operands = ReduceOperands { high, low, gradient, accumulate, scratch };
+            return self.run_on_copies(samples, operands);
         }
         for panel in &self.panels {
             let (b, b_stride) = if self.packs_low() {
@@ -138,6 +168,72 @@ impl Reduce {
                 // packed copy, whose rows are whole vectors); rows and panels of `gradient` do not overlap.
                 unsafe { microkernel::run(self.isa, &block) };
             }
+        }
+    }
+
+    /// [`Reduce::run`] where [`Reduce::copies_both`].
+    fn run_on_copies<E: Element>(&self, samples: usize, operands: ReduceOperands<'_, E>) {
+        let ReduceOperands { high, low, gradient, accumulate, scratch } = operands;
+        let low_len = self.low_pixels * self.channels.low;
+        for group in &self.groups {
+            let at_once = (MAX_DEPTH / group.pixels).clamp(1, samples);
+            for first in (0..samples).step_by(at_once) {
+                let some = at_once.min(samples - first);
+                let depth = some * group.pixels;
+                let (high, low) = (&high[first * self.high_len..], &low[first * low_len..]);
+                let (lines, panels) = scratch.split_at_mut(depth * TOGETHER);
+                let mut rest = &mut *panels;
+                for panel in &self.panels {
+                    let (to, behind) = rest.split_at_mut(depth * panel.width);
+                    group.low_lines.copy(self.isa, (low, panel.start), panel.columns, (to, panel.width));
+                    rest = behind;
+                }
+                let start = if accumulate || first > 0 { Start::Accumulate } else { Start::Zero };
+                for rows in group.rows.chunks(self.channels.high).flat_map(|of_tap| of_tap.chunks(TOGETHER)) {
+                    group.high_lines.copy(self.isa, (high, rows[0].a as usize), rows.len(), (&mut *lines, TOGETHER));
+                    self.add_copies(rows, depth, start, (lines, panels), gradient);
+                }
+            }
+        }
+    }
+
+    /// Adds up `depth` products for some rows of the gradient, from copies.
+    fn add_copies<E: Element>(
+        &self,
+        rows: &[Row],
+        depth: usize,
+        start: Start,
+        (lines, panels): (&[E], &[E]),
+        gradient: &mut [f32],
+    ) {
+        let mut copied = [Row { a: 0, c: 0 }; TOGETHER];
+        let copied = &mut copied[..rows.len()];
+        (0..).zip(copied.iter_mut()).zip(rows).for_each(|((a, to), row)| *to = Row { a, c: row.c });
+        let runs = [Run { a: 0, b: 0, depth: index(depth) }];
+        let mut rest = panels;
+        for panel in &self.panels {
+            let (b, behind) = rest.split_at(depth * panel.width);
+            rest = behind;
+            let block = Block {
+                a: lines.as_ptr(),
+                b: b.as_ptr(),
+                c: gradient[panel.start..].as_mut_ptr(),
+                rows: copied,
+                runs: &runs,
+                segments: &[1],
+                a_repeat: depth * TOGETHER,
+                b_repeat: depth,
+                a_step: TOGETHER,
+                b_stride: panel.width,
+                columns: panel.columns,
+                start,
+                finish: Finish::Keep,
+                nodes: Precision::F32,
+                ahead: None,
+            };
+            // SAFETY: `lines` are `depth` rows of `TOGETHER` elements, the panel is as many rows of whole vectors; rows and
+            // panels of `gradient` do not overlap, and its length was checked.
+            unsafe { microkernel::run(self.isa, &block) };
         }
     }
 }
@@ -198,5 +294,16 @@ fn reduce_group(relation: &PixelRelation, channels: ChannelCounts, area: Rectang
         };
         push_merged(&mut runs, run, relation.strides.columns * channels.high);
     }
-    ReduceGroup { rows: rows.collect(), runs }
+    let (a_step, high_len) = (relation.strides.columns * channels.high, pixels(relation.high) * channels.high);
+    let low_len = pixels(relation.low) * channels.low;
+    let high = runs.iter().map(|run| Line { start: run.a as isize, pixels: run.depth as usize });
+    let low =
+        runs.iter().map(|run| Line { start: (run.b as usize * channels.low) as isize, pixels: run.depth as usize });
+    ReduceGroup {
+        rows: rows.collect(),
+        pixels: (area.bottom - area.top) * (area.right - area.left),
+        high_lines: Lines::new(high, a_step, high_len),
+        low_lines: Lines::new(low, channels.low, low_len),
+        runs,
+    }
 }

@@ -9,6 +9,18 @@ use crate::kernel::ahead::Fetching;
 use crate::kernel::products::{Products, Vector};
 use crate::kernel::simd::Simd;
 
+/// Repeats a body, with a branch after so many times only.
+macro_rules! repeat {
+    ($count:expr, $unrolled:expr, $body:block) => {
+        let (count, unrolled) = ($count, $unrolled);
+        for _ in 0..count / unrolled {
+            for _ in 0..unrolled $body
+        }
+        for _ in 0..count % unrolled $body
+    };
+}
+pub(super) use repeat;
+
 /// Sums of a tile in memory. The largest one of any instruction set has 8 rows of 64 columns.
 #[repr(align(64))]
 pub(super) struct Sums(std::mem::MaybeUninit<[f32; 8 * 64]>);
@@ -61,17 +73,17 @@ pub(super) unsafe fn load_sums<P: Products, const R: usize, const V: usize>(from
     }
 }
 
-/// All tiles of a height.
+/// All tiles of a height, of whose rows there is a multiple.
 ///
 /// # Safety
 /// The tiles' rows belong to the block, for which the caller promises what [`super::run`] asks for.
 #[inline(always)]
 pub(super) unsafe fn all<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
     block: &Block<'_, P::Element>,
-    tiles: &[[Row; R]],
+    rows: &[Row],
     fetching: &mut Fetching,
 ) {
-    for rows in tiles {
+    for rows in rows.as_chunks::<R>().0 {
         // SAFETY: the caller's promise.
         unsafe { single::<P, R, V, WHOLE>(block, rows, block.segments[0], fetching) }
     }
@@ -89,22 +101,45 @@ unsafe fn single<P: Products, const R: usize, const V: usize, const WHOLE: bool>
     repeats: usize,
     fetching: &mut Fetching,
 ) {
-    let mut starts = Sums::UNINIT;
     // SAFETY: `Sums` have room for R * V vectors, which are stored before they are read; the rest is the caller's promise.
     unsafe {
-        for (i, row) in rows.iter().enumerate() {
+        let mut acc = match block.start {
+            Start::Accumulate => load_rows::<P, R, V, WHOLE>(block, block.c, rows),
+            start => {
+                let mut starts = Sums::UNINIT;
+                for v in 0..V {
+                    let start = match start {
+                        Start::Bias(bias) => P::start(load::<P, WHOLE>(block, bias, v)),
+                        _ => P::Sums::splat(0.0),
+                    };
+                    for i in 0..R {
+                        P::Sums::store(starts.vector::<P>(i * V + v), start);
+                    }
+                }
+                load_sums::<P, R, V>(starts.vector::<P>(0))
+            }
+        };
+        segment::<P, R, V>(block, rows, repeats, &mut acc, fetching);
+        finish::<P, R, V, WHOLE>(block, rows, &acc);
+    }
+}
+
+/// The rows' floats from a place on.
+#[inline(always)]
+unsafe fn load_rows<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
+    block: &Block<'_, P::Element>,
+    from: *const f32,
+    rows: &[Row; R],
+) -> Accumulators<P, R, V> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut floats = [[P::Sums::splat(0.0); V]; R];
+        for i in 0..R {
             for v in 0..V {
-                let start = match block.start {
-                    Start::Zero => P::Sums::splat(0.0),
-                    Start::Accumulate => load::<P, WHOLE>(block, block.c.add(row.c as usize), v),
-                    Start::Bias(bias) => P::start(load::<P, WHOLE>(block, bias, v)),
-                };
-                P::Sums::store(starts.vector::<P>(i * V + v), start);
+                floats[i][v] = load::<P, WHOLE>(block, from.add(rows[i].c as usize), v);
             }
         }
-        let mut acc = load_sums::<P, R, V>(starts.vector::<P>(0));
-        segment::<P, R, V>(block, rows, (0, block.b), repeats, &mut acc, fetching);
-        finish::<P, R, V, WHOLE>(block, rows, &acc);
+        floats
     }
 }
 
@@ -134,34 +169,46 @@ pub(super) unsafe fn finish<P: Products, const R: usize, const V: usize, const W
     rows: &[Row; R],
     acc: &Accumulators<P, R, V>,
 ) {
+    let mut results = *acc;
     // SAFETY: the block's columns are readable and writable by the caller's promise; no lane, no access.
     unsafe {
+        match block.finish {
+            Finish::Keep => {}
+            Finish::Relu => gate_all::<P, R, V>(acc, &mut results),
+            Finish::Gate(gate) => gate_all::<P, R, V>(&load_rows::<P, R, V, WHOLE>(block, gate, rows), &mut results),
+        }
         for i in 0..R {
-            let row = rows[i];
             for v in 0..V {
-                let sum = acc[i][v];
-                let result = match block.finish {
-                    Finish::Keep => sum,
-                    Finish::Relu => P::Sums::gate(sum, sum),
-                    Finish::Gate(gate) => P::Sums::gate(load::<P, WHOLE>(block, gate.add(row.c as usize), v), sum),
-                };
-                let to = block.c.add(row.c as usize + v * P::Sums::LANES);
+                let to = block.c.add(rows[i].c as usize + v * P::Sums::LANES);
                 match lanes::<P>(block, v) {
-                    _ if WHOLE => P::Sums::store(to, result),
+                    _ if WHOLE => P::Sums::store(to, results[i][v]),
                     0 => {}
-                    lanes => P::Sums::store_partial(to, result, lanes),
+                    lanes => P::Sums::store_partial(to, results[i][v], lanes),
                 }
             }
         }
     }
 }
 
-/// All products of one segment, whose operands begin at `a` and `b`: the runs, `repeats` times.
+/// Sets sums to 0 where their gate is not above 0.
+#[inline(always)]
+unsafe fn gate_all<P: Products, const R: usize, const V: usize>(
+    gates: &Accumulators<P, R, V>,
+    sums: &mut Accumulators<P, R, V>,
+) {
+    for i in 0..R {
+        for v in 0..V {
+            // SAFETY: the machine has the instruction set.
+            sums[i][v] = unsafe { P::Sums::gate(gates[i][v], sums[i][v]) };
+        }
+    }
+}
+
+/// All products of one segment: the runs, `repeats` times.
 #[inline(always)]
 unsafe fn segment<P: Products, const R: usize, const V: usize>(
     block: &Block<'_, P::Element>,
     rows: &[Row; R],
-    (mut a, mut b): (isize, *const P::Element),
     repeats: usize,
     acc: &mut Accumulators<P, R, V>,
     fetching: &mut Fetching,
@@ -170,20 +217,28 @@ unsafe fn segment<P: Products, const R: usize, const V: usize>(
     for i in 0..R {
         a_rows[i] = block.a.wrapping_add(rows[i].a as usize);
     }
-    let b_of = |run: &Run, b: *const P::Element| b.wrapping_add(run.b as usize * block.b_stride);
+    let begin = Distance { a: 0, b: 0 };
     // SAFETY: operands are readable by the caller's promise.
     unsafe {
         if let Some(run) = block.stretch() {
-            let depth = repeats * run.depth as usize;
-            return products::<P, R, V>(block, &a_rows, a + run.a as isize, b_of(&run, b), depth, acc, fetching);
+            let mut at = begin.of(&run, block);
+            let mut left = repeats * run.depth as usize;
+            let piece = if block.ahead.is_some() { PIECE } else { left };
+            while left > 0 {
+                fetching.some();
+                let some = left.min(piece);
+                products::<P, R, V>(block, &a_rows, &mut at, some, acc);
+                left -= some;
+            }
+            return;
         }
+        let mut begin = begin;
         for _ in 0..repeats {
             for run in block.runs {
-                let depth = run.depth as usize;
-                products::<P, R, V>(block, &a_rows, a + run.a as isize, b_of(run, b), depth, acc, fetching);
+                products::<P, R, V>(block, &a_rows, &mut begin.of(run, block), run.depth as usize, acc);
             }
-            a += block.a_repeat as isize;
-            b = b.wrapping_add(block.b_repeat * block.b_stride);
+            begin.a += block.a_repeat as isize;
+            begin.b += (block.b_repeat * block.b_stride) as isize;
         }
     }
 }
@@ -193,34 +248,63 @@ unsafe fn segment<P: Products, const R: usize, const V: usize>(
 unsafe fn products<P: Products, const R: usize, const V: usize>(
     block: &Block<'_, P::Element>,
     a_rows: &[*const P::Element; R],
-    mut a: isize,
-    mut b: *const P::Element,
+    at: &mut Distance,
     depth: usize,
     acc: &mut Accumulators<P, R, V>,
-    fetching: &mut Fetching,
 ) {
-    let mut left = depth;
-    while left > 0 {
-        fetching.some();
-        let piece = left.min(PIECE);
-        for _ in 0..piece {
-            // SAFETY: operands are readable by the caller's promise.
-            unsafe { product::<P, R, V>(a_rows, a, b, acc) }
-            a += block.a_step as isize;
-            b = b.wrapping_add(block.b_stride);
+    repeat!(depth, P::Sums::UNROLLED, {
+        // SAFETY: operands are readable by the caller's promise.
+        unsafe { product::<P, R, V>(a_rows, block.b, *at, acc) }
+        at.advance::<P>(block);
+    });
+}
+
+/// How far operands are from the first ones, in elements.
+#[derive(Clone, Copy)]
+pub(super) struct Distance {
+    pub(super) a: isize,
+    pub(super) b: isize,
+}
+
+impl Distance {
+    /// The operands of a run's first product.
+    #[inline(always)]
+    fn of<E>(self, run: &Run, block: &Block<'_, E>) -> Self {
+        Self { a: self.a + run.a as isize, b: self.b + (run.b as usize * block.b_stride) as isize }
+    }
+
+    /// One product further.
+    #[inline(always)]
+    pub(super) fn advance<P: Products>(&mut self, block: &Block<'_, P::Element>) {
+        self.a += block.a_step as isize;
+        self.b += block.b_stride as isize;
+        if P::Sums::UNROLLED > 1 {
+            *self = Self { a: opaque(self.a), b: opaque(self.b) };
         }
-        left -= piece;
     }
 }
 
-/// One product of each output, whose operands begin at `a` and `b`.
+/// The same distance, about which the compiler knows nothing. Otherwise it would compute the addresses of all operands of an
+/// unrolled loop before the loop, and has not registers enough for them.
+#[inline(always)]
+fn opaque(mut distance: isize) -> isize {
+    // SAFETY: no instruction at all.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(reg) distance, options(pure, nomem, nostack, preserves_flags));
+    }
+    distance
+}
+
+/// One product of each output.
 #[inline(always)]
 pub(super) unsafe fn product<P: Products, const R: usize, const V: usize>(
     a_rows: &[*const P::Element; R],
-    a: isize,
     b: *const P::Element,
+    at: Distance,
     acc: &mut Accumulators<P, R, V>,
 ) {
+    let (a, b) = (at.a, b.wrapping_offset(at.b));
     // SAFETY: operands are readable by the caller's promise.
     unsafe {
         part::<P, R, V, 0>(a_rows, a, b, acc);

@@ -10,7 +10,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::tile::{Accumulators, Sums, finish, load_sums, product, store_sums};
+use super::tile::{Accumulators, Distance, Sums, finish, load_sums, product, repeat, store_sums};
 use super::{Block, MAX_LEVELS, Row};
 use crate::kernel::ahead::Fetching;
 use crate::kernel::bf16;
@@ -155,24 +155,29 @@ unsafe fn pair<P: Products, const R: usize, const V: usize>(
     begin: Operands<P::Element>,
     depths: [usize; 2],
 ) -> [Accumulators<P, R, V>; 2] {
-    let mut at = [begin, begin.after(depths[0], block)];
+    let (first, second) = (begin, begin.after(depths[0], block));
+    let (first_rows, second_rows) = (first.rows(), second.rows());
     let both = depths[0].min(depths[1]);
+    let mut at = Distance { a: 0, b: 0 };
     // SAFETY: operands are readable by the caller's promise.
     unsafe {
-        let mut sums = [[[P::Sums::splat(0.0); V]; R]; 2];
-        for _ in 0..both {
-            for half in 0..2 {
-                product::<P, R, V>(&at[half].rows(), 0, at[half].b, &mut sums[half]);
-                at[half] = at[half].after(1, block);
-            }
+        let zeros = [[P::Sums::splat(0.0); V]; R];
+        let (mut left, mut right) = (zeros, zeros);
+        repeat!(both, P::Sums::UNROLLED.div_ceil(2), {
+            product::<P, R, V>(&first_rows, first.b, at, &mut left);
+            product::<P, R, V>(&second_rows, second.b, at, &mut right);
+            at.advance::<P>(block);
+        });
+        let mut more = at;
+        for _ in both..depths[0] {
+            product::<P, R, V>(&first_rows, first.b, more, &mut left);
+            more.advance::<P>(block);
         }
-        for half in 0..2 {
-            for _ in both..depths[half] {
-                product::<P, R, V>(&at[half].rows(), 0, at[half].b, &mut sums[half]);
-                at[half] = at[half].after(1, block);
-            }
+        for _ in both..depths[1] {
+            product::<P, R, V>(&second_rows, second.b, at, &mut right);
+            at.advance::<P>(block);
         }
-        sums
+        [left, right]
     }
 }
 

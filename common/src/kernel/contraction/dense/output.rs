@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::kernel::ahead::{Ahead, LINE};
+use crate::kernel::ahead::Ahead;
 use crate::kernel::contraction::Panel;
 use crate::model::{PANEL_COLUMNS, PanelMatrix};
 
@@ -81,9 +81,8 @@ impl OutputPlaces {
                 let inside = rows.start..rows.end.min(matrix.rows);
                 let is_narrow = stored.columns < PANEL_COLUMNS.min(matrix.columns);
                 let spacing = if is_narrow { Spacing::Narrow } else { Spacing::Wide };
-                let lines = inside.len() * stored.columns / LINE;
-                let soon = at(stored.range.start + (inside.start + ROWS_AHEAD) * stored.columns);
-                let ahead = Ahead { from: soon, run: lines.max(1), stride: 0, lines: 0..lines };
+                let soon = c.wrapping_add((inside.start + ROWS_AHEAD) * stored.columns);
+                let ahead = Ahead::columns(soon, [inside.len(), panel.columns], stored.columns);
                 let behind = rows.contains(&matrix.rows).then(|| OutputPart {
                     rows: matrix.rows..matrix.rows + 1,
                     spacing: Spacing::Alone,

@@ -9,7 +9,7 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
 use super::output::Output;
-use super::product::{First, GROUP, Second, Sums};
+use super::product::{First, Second, Sums};
 use super::{Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient};
 use crate::kernel::AlignedFloats;
 use crate::kernel::bf16::{self, Bf16Pair, RowPairs};
@@ -92,19 +92,19 @@ impl Dense {
             pair(delta, shape, packed, panel.width);
         };
         let group = |group: usize, to: &mut [Bf16Pair]| {
-            let (start, to) = (group * GROUP, &mut to[..depth * GROUP]);
-            let count = GROUP.min(inputs - start);
-            pair(input, RowPairs { columns: inputs, start, count, distance: pixels }, to, GROUP);
-            if count < GROUP {
+            let (start, to) = (group * self.group, &mut to[..depth * self.group]);
+            let count = self.group.min(inputs - start);
+            pair(input, RowPairs { columns: inputs, start, count, distance: pixels }, to, self.group);
+            if count < self.group {
                 // The input of the bias. (What a sample without a partner is paired with has no delta.)
-                to.iter_mut().skip(count).step_by(GROUP).for_each(|one| *one = Bf16Pair::new(1.0, 1.0));
+                to.iter_mut().skip(count).step_by(self.group).for_each(|one| *one = Bf16Pair::new(1.0, 1.0));
             }
         };
         let sums = Sums {
             run_depth: pixels,
             segments,
             nodes,
-            a_step: GROUP,
+            a_step: self.group,
             accumulate,
             ..Sums::in_one(gradient.len() / outputs, depth)
         };

@@ -15,15 +15,14 @@ use crate::model::{PANEL_COLUMNS, PanelMatrix};
 
 /// Fewer products than this are not worth another thread: about 10 us of one core.
 const MIN_SHARED_PRODUCTS: usize = 1 << 20;
-/// Input columns that are copied together for a weight gradient, so that they lie side by side for each sample: a
-/// multiple of the rows of the microkernel's largest tiles (6 and 8), in whole cache lines.
-pub(super) const GROUP: usize = 48;
 
 /// How the scratch memory of a desk is divided.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DeskLayout {
     /// Elements at its beginning for a panel of the second operand. Groups of columns of the first one lie behind it.
     pub(super) panel_len: usize,
+    /// Input columns of a group: see [`microkernel::group_columns`].
+    pub(super) group: usize,
     /// Rows for which there is room in a group.
     pub(super) max_rows: usize,
 }
@@ -75,7 +74,7 @@ impl Product {
         }
         let runs = [Run { a: 0, b: 0, depth: index(run_depth) }];
         let in_bands = matches!(first, First::Columns(_));
-        let units = Units::new([row_count, self.panels.len()], in_bands.then_some(depth), crew.size());
+        let units = Units::new([row_count, self.panels.len()], in_bands.then_some(depth), self.desk.group, crew.size());
         let output = output.places();
         let worth_sharing = row_count * depth * self.columns >= MIN_SHARED_PRODUCTS;
         let known_finite = AtomicBool::new(true);
@@ -98,9 +97,10 @@ impl Product {
             let a = match first {
                 First::Rows(operand) => operand,
                 First::Columns(copy) => {
-                    for group in range.start / GROUP..range.end.div_ceil(GROUP) {
+                    let DeskLayout { group: size, max_rows, .. } = self.desk;
+                    for group in range.start / size..range.end.div_ceil(size) {
                         if !std::mem::replace(&mut groups[group], true) {
-                            copy(group, &mut grouped[group * GROUP * self.desk.max_rows..]);
+                            copy(group, &mut grouped[group * size * max_rows..]);
                         }
                     }
                     assert!(grouped.len() >= operand_len, "desk of the plan");

@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use super::product::GROUP;
-
 /// Units for each thread, so that one that is disturbed does not hold up the others for long.
 const UNITS_PER_THREAD: usize = 24;
 
@@ -36,13 +34,13 @@ pub(super) struct Unit {
 }
 
 impl Units {
-    /// Units of `rows` rows by `panels` panels for some threads. Of columns that are copied, so `deep`, a band is gone
-    /// through at a time.
-    pub(super) fn new([rows, panels]: [usize; 2], deep: Option<usize>, threads: usize) -> Self {
+    /// Units of `rows` rows by `panels` panels for some threads: whole groups of rows. Of columns that are copied, so
+    /// `deep`, a band is gone through at a time.
+    pub(super) fn new([rows, panels]: [usize; 2], deep: Option<usize>, group: usize, threads: usize) -> Self {
         let bands = deep.map_or(1, |depth| rows.div_ceil((BAND / depth.max(1)).max(MIN_BAND_ROWS)));
-        let band_rows = rows.div_ceil(bands).next_multiple_of(GROUP);
+        let band_rows = rows.div_ceil(bands).next_multiple_of(group);
         let wanted = if threads == 1 { 1 } else { (threads * UNITS_PER_THREAD).div_ceil(panels * bands) };
-        let unit_rows = band_rows.div_ceil(wanted).next_multiple_of(GROUP);
+        let unit_rows = band_rows.div_ceil(wanted).next_multiple_of(group);
         Self { rows, bands, band_rows, panels, stretches: band_rows.div_ceil(unit_rows), unit_rows }
     }
 
@@ -69,8 +67,8 @@ mod tests {
     fn units_cover_every_row_of_every_panel_once() {
         for (rows, panels) in [(1, 1), (2049, 16), (785, 32), (47, 3), (48, 3), (49, 2), (1000, 1)] {
             for deep in [None, Some(0), Some(1), Some(256), Some(1024), Some(1 << 20)] {
-                for threads in [1, 2, 7] {
-                    let units = Units::new([rows, panels], deep, threads);
+                for (threads, group) in [(1, 48), (2, 12), (7, 48)] {
+                    let units = Units::new([rows, panels], deep, group, threads);
                     let mut times = vec![0; rows * panels];
                     for unit in 0..units.count() {
                         let Unit { panel, stretch, rows: range } = units.get(unit);
