@@ -6,7 +6,7 @@
 use std::marker::PhantomData;
 
 use super::bf16::{self, Bf16Pair};
-use super::isa::{Isa, Kind};
+use super::isa::Isa;
 use super::simd::Simd;
 
 /// A kind of operands on an instruction set. (Public, as what the sealed [`Element`] names must be.)
@@ -182,7 +182,7 @@ mod instruction {
 pub(super) fn has_instruction(isa: Isa) -> bool {
     match isa.kind() {
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 => is_exact(),
+        super::isa::Kind::Avx512 => is_exact(),
         _ => false,
     }
 }
