@@ -90,8 +90,8 @@ impl Isa {
         }
     }
 
-    /// Whether processors of which this is the fastest instruction set have small L2 caches: those with AVX2 have 256 or 512
-    /// KiB, those with AVX-512 1 MiB and more.
+    /// Whether processors of which this is the fastest instruction set mostly have small L2 caches: many with AVX2 have 256 or
+    /// 512 KiB, most with AVX-512 1 MiB and more.
     pub fn has_small_caches(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
