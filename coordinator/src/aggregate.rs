@@ -285,8 +285,8 @@ impl Aggregator {
             round.stage = Stage::NotFinite;
         }
         if round.stage == Stage::Sound {
-            let early = round.complete < chunks;
-            in_parallel(self.pool.as_ref(), &mut tasks, |task| task.update(sums.isa, step, early));
+            let (early, all) = (round.complete < chunks, self.parameters.len());
+            in_parallel(self.pool.as_ref(), &mut tasks, |task| task.update(sums.isa, step, early, all));
         } else {
             tasks.iter_mut().for_each(|task| task.chunk.drop_root(sums.isa));
         }

@@ -83,7 +83,7 @@ impl Fetching {
 
 /// Begins to load a cache line.
 #[inline(always)]
-fn fetch(line: *const f32) {
+pub(super) fn fetch(line: *const f32) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

@@ -21,6 +21,7 @@ mod precision;
 pub mod probe;
 mod products;
 mod simd;
+pub mod streaming;
 pub mod transpose;
 
 pub use aligned::AlignedFloats;
