@@ -13,7 +13,6 @@ mod tree;
 
 use super::ahead::{Ahead, Fetching};
 use super::isa::{Isa, Kind};
-use super::precision::Precision;
 use super::products::{Element, Products};
 use super::simd::{Scalar, Simd};
 
@@ -81,8 +80,8 @@ pub(super) struct Block<'a, E> {
     pub columns: usize,
     pub start: Start,
     pub finish: Finish,
-    /// What the sums of several segments, and of their tree, are rounded to.
-    pub nodes: Precision,
+    /// On which instruction set the sums of several segments, and of their tree, are rounded to bfloat16, if they are.
+    pub rounded_on: Option<Isa>,
     /// What to fetch meanwhile, if segments are stretches.
     pub ahead: Option<Ahead>,
 }
@@ -154,24 +153,30 @@ pub(super) fn panel_width(isa: Isa, columns: usize) -> usize {
 /// elements of `b` from the start of its row; `columns` floats from each row's place in `c` must be readable and writable by
 /// this call alone, and readable in the bias and in the gate where there is one.
 pub(super) unsafe fn run<E: Element>(isa: Isa, block: &Block<'_, E>) -> bool {
+    let is_tree = block.segments.len() > 1;
     match isa.kind() {
         // SAFETY: the caller's promises are the callee's.
-        Kind::Scalar => unsafe { rows::<E::On<Scalar>, 4, 2, 1>(block) },
+        Kind::Scalar if is_tree => unsafe { trees::<E::On<Scalar>, 2, 1, 2>(block) },
+        // SAFETY: as above.
+        Kind::Scalar => unsafe { singles::<E::On<Scalar>, 4, 1>(block) },
         // SAFETY: as above, and a value of `Isa` exists only for instruction sets that were detected.
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => unsafe { avx2(block) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 if E::has_instruction() => unsafe { avx512_by_instruction(block) },
+        Kind::Avx512 if E::has_instruction() => unsafe { avx512_by_instruction(block, isa.halves_vectors()) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 => unsafe { avx512(block) },
+        Kind::Avx512 => unsafe { avx512(block, isa.halves_vectors()) },
         // SAFETY: as above.
         #[cfg(target_arch = "aarch64")]
         Kind::Neon => unsafe {
-            match panel_width(isa, block.columns) {
-                16 => rows::<E::On<super::simd::arm::Neon>, 6, 3, 4>(block),
-                _ => rows::<E::On<super::simd::arm::Neon>, 8, 6, 2>(block),
+            use super::simd::arm::Neon;
+            match (is_tree, panel_width(isa, block.columns)) {
+                (false, 16) => singles::<E::On<Neon>, 6, 4>(block),
+                (false, _) => singles::<E::On<Neon>, 8, 2>(block),
+                (true, 16) => trees::<E::On<Neon>, 3, 4, 2>(block),
+                (true, _) => trees::<E::On<Neon>, 6, 2, 2>(block),
             }
         },
     }
@@ -183,60 +188,79 @@ unsafe fn avx2<E: Element>(block: &Block<'_, E>) -> bool {
     use super::simd::x86::Avx2;
     // SAFETY: the caller's promises are the callee's.
     unsafe {
-        match block.columns {
-            9.. => rows::<E::On<Avx2>, 6, 3, 2>(block),
-            _ => rows::<E::On<Avx2>, 8, 6, 1>(block),
+        match (block.segments.len() > 1, block.columns) {
+            (false, 9..) => singles::<E::On<Avx2>, 6, 2>(block),
+            (false, _) => singles::<E::On<Avx2>, 8, 1>(block),
+            (true, 9..) => trees::<E::On<Avx2>, 3, 2, 2>(block),
+            (true, _) => trees::<E::On<Avx2>, 6, 1, 2>(block),
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn avx512<E: Element>(block: &Block<'_, E>) -> bool {
+unsafe fn avx512<E: Element>(block: &Block<'_, E>, in_halves: bool) -> bool {
     // SAFETY: the caller's promises are the callee's.
-    unsafe { rows_of_avx512::<E::On<super::simd::x86::Avx512>>(block) }
+    unsafe { tiles_of_avx512::<E::On<super::simd::x86::Avx512>>(block, in_halves) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-unsafe fn avx512_by_instruction<E: Element>(block: &Block<'_, E>) -> bool {
+unsafe fn avx512_by_instruction<E: Element>(block: &Block<'_, E>, in_halves: bool) -> bool {
     // SAFETY: the caller's promises are the callee's.
-    unsafe { rows_of_avx512::<E::ByInstruction>(block) }
+    unsafe { tiles_of_avx512::<E::ByInstruction>(block, in_halves) }
 }
 
+/// A tree's tile sums two segments at a time where multiply-adds take two turns: what is stored takes two turns there, too.
+/// Elsewhere operands could not be loaded fast enough for low tiles.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn rows_of_avx512<P: Products>(block: &Block<'_, P::Element>) -> bool {
+unsafe fn tiles_of_avx512<P: Products>(block: &Block<'_, P::Element>, in_halves: bool) -> bool {
     // SAFETY: the caller's promises are the callee's.
     unsafe {
-        match block.columns {
-            33.. => rows::<P, 6, 3, 4>(block),
-            17.. => rows::<P, 8, 6, 2>(block),
-            _ => rows::<P, 8, 6, 1>(block),
+        match (block.segments.len() > 1, block.columns) {
+            (false, 33..) => singles::<P, 6, 4>(block),
+            (false, 17..) => singles::<P, 8, 2>(block),
+            (false, _) => singles::<P, 8, 1>(block),
+            (true, 33..) if in_halves => trees::<P, 3, 4, 2>(block),
+            (true, 17..) if in_halves => trees::<P, 6, 2, 2>(block),
+            (true, _) if in_halves => trees::<P, 6, 1, 2>(block),
+            (true, 33..) => trees::<P, 6, 4, 1>(block),
+            (true, 17..) => trees::<P, 8, 2, 1>(block),
+            (true, _) => trees::<P, 8, 1, 1>(block),
         }
     }
 }
 
-/// Tiles of `R` rows, or of `T` where they add a tree of segments.
+/// Tiles of one segment; nobody looks whether their outputs are finite.
 #[inline(always)]
-unsafe fn rows<P: Products, const R: usize, const T: usize, const V: usize>(block: &Block<'_, P::Element>) -> bool {
-    let whole = block.columns == V * P::Sums::LANES;
-    // SAFETY: tiles are made of rows of the block; the caller's promises cover them.
+unsafe fn singles<P: Products, const R: usize, const V: usize>(block: &Block<'_, P::Element>) -> bool {
+    // SAFETY: the caller's promises are the callee's.
     unsafe {
-        match (block.segments.len() > 1, whole) {
-            (true, true) => return trees::<P, T, V, true>(block),
-            (true, false) => return trees::<P, T, V, false>(block),
-            (false, true) => singles::<P, R, V, true>(block),
-            (false, false) => singles::<P, R, V, false>(block),
+        match block.columns == V * P::Sums::LANES {
+            true => singles_of::<P, R, V, true>(block),
+            false => singles_of::<P, R, V, false>(block),
         }
     }
     false
 }
 
+/// Tiles that add a tree of segments, `S` of which are summed at a time.
+#[inline(always)]
+unsafe fn trees<P: Products, const T: usize, const V: usize, const S: usize>(block: &Block<'_, P::Element>) -> bool {
+    // SAFETY: the caller's promises are the callee's.
+    unsafe {
+        match block.columns == V * P::Sums::LANES {
+            true => trees_of::<P, T, V, S, true>(block),
+            false => trees_of::<P, T, V, S, false>(block),
+        }
+    }
+}
+
 /// Cuts the rows into tiles of `R`, and what is left evenly into lower ones, together with the last tile of `R` if it would be
 /// fewer than [`LOW`].
 #[inline(always)]
-unsafe fn singles<P: Products, const R: usize, const V: usize, const WHOLE: bool>(block: &Block<'_, P::Element>) {
+unsafe fn singles_of<P: Products, const R: usize, const V: usize, const WHOLE: bool>(block: &Block<'_, P::Element>) {
     let rows = block.rows;
     let mut whole = rows.len() / R;
     let mut left = rows.len() % R;
@@ -248,7 +272,7 @@ unsafe fn singles<P: Products, const R: usize, const V: usize, const WHOLE: bool
     let occasions = block.ahead.as_ref().map_or(0, |_| (whole + lower) * block.pieces());
     let mut fetching = Fetching::new(block.ahead.as_ref(), occasions);
     let (tiles, mut rest) = rows.split_at(whole * R);
-    // SAFETY: as for `rows`.
+    // SAFETY: tiles are made of rows of the block; the caller's promises cover them.
     unsafe {
         tile::all::<P, R, V, WHOLE>(block, tiles, &mut fetching);
         for parts in (1..=lower).rev() {
@@ -265,21 +289,28 @@ unsafe fn singles<P: Products, const R: usize, const V: usize, const WHOLE: bool
     }
 }
 
-/// Cuts the rows into tiles of `T`, then 2 and 1, which add trees of segments.
+/// Cuts the rows into tiles of `T`, then 4, 2 and 1.
 #[inline(always)]
-unsafe fn trees<P: Products, const T: usize, const V: usize, const WHOLE: bool>(block: &Block<'_, P::Element>) -> bool {
-    let occasions = block.rows.len().div_ceil(T) * tree::occasions(block);
+unsafe fn trees_of<P: Products, const T: usize, const V: usize, const S: usize, const WHOLE: bool>(
+    block: &Block<'_, P::Element>,
+) -> bool {
+    let occasions = block.rows.len().div_ceil(T) * (block.segments.len() / S);
     let mut fetching = Fetching::new(block.ahead.as_ref(), occasions);
     let (tiles, mut rest) = block.rows.as_chunks::<T>();
-    // SAFETY: as for `rows`.
+    // SAFETY: tiles are made of rows of the block; the caller's promises cover them.
     unsafe {
-        let mut finite = tree::all::<P, T, V, WHOLE>(block, tiles, &mut fetching);
-        if T > 2 {
-            let (pairs, after) = rest.as_chunks::<2>();
-            finite &= tree::all::<P, 2, V, WHOLE>(block, pairs, &mut fetching);
+        let mut finite = tree::all::<P, T, V, S, WHOLE>(block, tiles, &mut fetching);
+        if T > 4 {
+            let (fours, after) = rest.as_chunks::<4>();
+            finite &= tree::all::<P, 4, V, S, WHOLE>(block, fours, &mut fetching);
             rest = after;
         }
-        finite & tree::all::<P, 1, V, WHOLE>(block, rest.as_chunks::<1>().0, &mut fetching)
+        if T > 2 {
+            let (pairs, after) = rest.as_chunks::<2>();
+            finite &= tree::all::<P, 2, V, S, WHOLE>(block, pairs, &mut fetching);
+            rest = after;
+        }
+        finite & tree::all::<P, 1, V, S, WHOLE>(block, rest.as_chunks::<1>().0, &mut fetching)
     }
 }
 
@@ -310,7 +341,7 @@ mod tests {
             |len: usize| -> Vec<Bf16Pair> { (0..len).map(|i| Bf16Pair::new(random(i), random(i))).collect() };
         let (a, b) = (pairs(ROWS * DEPTH), pairs(DEPTH * WIDTH));
         for columns in 1..=WIDTH {
-            let compute = |run: unsafe fn(&Block<'_, Bf16Pair>) -> bool| {
+            let compute = |run: unsafe fn(&Block<'_, Bf16Pair>, bool) -> bool| {
                 let mut c = vec![f32::NAN; ROWS * WIDTH];
                 let block = Block {
                     a: a.as_ptr(),
@@ -326,14 +357,62 @@ mod tests {
                     columns,
                     start: Start::Bias(bias.as_ptr()),
                     finish: Finish::Relu,
-                    nodes: Precision::F32,
+                    rounded_on: None,
                     ahead: None,
                 };
                 // SAFETY: operands have as many rows and columns as the block says, and the machine has AVX-512 BF16.
-                unsafe { run(&block) };
+                unsafe { run(&block, false) };
                 c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
             };
             assert_eq!(compute(avx512_by_instruction), compute(avx512), "{columns} columns on {isa}");
+        }
+    }
+
+    /// Scenario: trees of 2 to 16 segments, some of them empty, with tiles of all heights and nodes of both precisions, two
+    /// segments at a time and one. Property: the same bits, and the same findings about what is finite.
+    #[test]
+    fn trees_of_a_segment_and_of_two_at_a_time_are_the_same() {
+        let Some(isa) = Isa::available().into_iter().find(|&isa| isa.kind() == Kind::Avx512) else {
+            return eprintln!("no AVX-512 here");
+        };
+        const ROWS: usize = 15;
+        const WIDTH: usize = 64;
+        let mut stream = Stream::new(3, Purpose::SelfTest, 0, 0);
+        let segments: Vec<usize> = (0..16).map(|i| [5, 7, 0, 1][i % 4]).collect();
+        let depth = segments.iter().sum::<usize>();
+        let mut random = |len: usize| (0..len).map(|_| stream.uniform() * 2.0 - 1.0).collect::<Vec<_>>();
+        let (mut a, b) = (random(ROWS * depth), random(WIDTH * depth));
+        let rows: Vec<Row> = (0..ROWS).map(|i| Row { a: i as u32, c: (i * WIDTH) as u32 }).collect();
+        let runs = [Run { a: 0, b: 0, depth: 1 }];
+        for columns in 1..=WIDTH {
+            let levels = 1 + columns % 4;
+            let rounded_on = Some(isa).filter(|_| columns % 2 == 0);
+            a[0] = if columns % 5 == 0 { f32::INFINITY } else { 0.5 };
+            let compute = |in_halves: bool| {
+                let mut c = vec![f32::NAN; ROWS * WIDTH];
+                let block = Block {
+                    a: a.as_ptr(),
+                    b: b.as_ptr(),
+                    c: c.as_mut_ptr(),
+                    rows: &rows,
+                    runs: &runs,
+                    segments: &segments[..1 << levels],
+                    a_repeat: ROWS,
+                    b_repeat: 1,
+                    a_step: ROWS,
+                    b_stride: WIDTH,
+                    columns,
+                    start: Start::Zero,
+                    finish: Finish::Keep,
+                    rounded_on,
+                    ahead: None,
+                };
+                // SAFETY: operands have as many rows and columns as the block says, and the machine has AVX-512.
+                let finite = unsafe { avx512(&block, in_halves) };
+                (finite, c.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+            };
+            assert_eq!(compute(true), compute(false), "{columns} columns, {levels} levels, {rounded_on:?}");
+            assert!(columns % 5 != 0 || !compute(false).0, "{columns} columns with an infinite factor");
         }
     }
 }

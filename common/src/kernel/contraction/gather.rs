@@ -6,7 +6,6 @@ use super::{ChannelCounts, Panel, PixelRelation, index, panels, pixels, push_mer
 use crate::kernel::elementwise::{self, TermLine};
 use crate::kernel::isa::Isa;
 use crate::kernel::microkernel::{self, Block, Finish, Row, Run, Start};
-use crate::kernel::precision::Precision;
 use crate::kernel::products::Element;
 use crate::kernel::transpose::{MatrixShape, transpose};
 
@@ -293,7 +292,7 @@ fn block<'a, E>(
         columns: panel.columns,
         start: Start::Zero,
         finish: Finish::Keep,
-        nodes: Precision::F32,
+        rounded_on: None,
         ahead: None,
     }
 }

@@ -11,7 +11,6 @@ use super::{ChannelCounts, Panel, PixelRelation, SLACK, index, panels, pixels, p
 use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
 use crate::kernel::microkernel::{self, Block, Finish, Row, Run, Start, panel_width, panel_widths};
-use crate::kernel::precision::Precision;
 use crate::kernel::products::Element;
 
 /// Panels from which on copies of the high operand pay: each element is copied once and read for all of them.
@@ -159,7 +158,7 @@ impl Reduce {
                     columns: panel.columns,
                     start: if accumulate { Start::Accumulate } else { Start::Zero },
                     finish: Finish::Keep,
-                    nodes: Precision::F32,
+                    rounded_on: None,
                     ahead: None,
                 };
                 debug_assert!(panel_width(self.isa, panel.columns) <= SLACK);
@@ -228,7 +227,7 @@ impl Reduce {
                 columns: panel.columns,
                 start,
                 finish: Finish::Keep,
-                nodes: Precision::F32,
+                rounded_on: None,
                 ahead: None,
             };
             // SAFETY: `lines` are `depth` rows of `TOGETHER` elements, the panel is as many rows of whole vectors; rows and

@@ -138,7 +138,7 @@ impl Product {
                         After::Relu => Finish::Relu,
                         After::Gate(gate) => Finish::Gate(gate[panel.start..].as_ptr()),
                     },
-                    nodes,
+                    rounded_on: (nodes == Precision::Bf16).then_some(self.isa),
                     ahead: ahead.or(next_share.clone()),
                 };
                 debug_assert!(panel.width <= SLACK);
