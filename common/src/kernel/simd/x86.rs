@@ -132,7 +132,7 @@ pub struct Avx512;
 // SAFETY (every block below): the caller guarantees AVX-512 F, and pointers valid for the lanes named.
 impl Simd for Avx512 {
     const LANES: usize = 16;
-    const UNROLLED: usize = 1;
+    const UNROLLED: usize = 4;
     type Vector = __m512;
 
     #[inline(always)]
