@@ -3,9 +3,9 @@
 
   scripts/peak-memory.py [WORKERS [PRESET [SOURCE [ROUNDS]]]]        default: 2 article fashion-mnist 40
 
-Trains, and reads each process' VmHWM (peak resident set) and RssShmem (shared memory in it) from /proc until it ends.
-The total counts memory that processes share once: it is the sum of the peaks, less the shared memory of the workers,
-which the coordinator has mapped as well. $LOCKSTEP names the binary; without it, target/release/lockstep is used.
+Trains, and reads each process' VmHWM (peak resident set), RssShmem and RssFile (shared memory, and pages of the program
+and its libraries, in it) from /proc until it ends. The total counts memory that processes share once: it is the sum of the
+peaks, less what is shared of the workers' ones, which the coordinator has mapped as well. $LOCKSTEP names the binary; without it, target/release/lockstep is used.
 Exit codes: 0 done, 1 the run failed. Linux only.
 """
 import os
@@ -27,7 +27,7 @@ def fields(pid):
     found = dict(line.split(":", 1) for line in lines)
     if "VmHWM" not in found:
         return None
-    return tuple(int(found[name].split()[0]) for name in ("VmHWM", "RssShmem"))
+    return tuple(int(found[name].split()[0]) for name in ("VmHWM", "RssShmem", "RssFile"))
 
 
 def descendants(pid):
@@ -64,11 +64,11 @@ def main(arguments):
         print(f"the run failed with {run.returncode}", file=sys.stderr)
         return 1
     total = 0
-    for pid, (peak, shared) in peaks.items():
+    for pid, (peak, shared, program) in peaks.items():
         coordinator = pid == run.pid
-        total += peak if coordinator else peak - shared
+        total += peak if coordinator else peak - shared - program
         role = "coordinator" if coordinator else "worker"
-        print(f"{role:12} {peak / 1024:7.1f} MiB, of which shared {shared / 1024:6.1f} MiB")
+        print(f"{role:12} {peak / 1024:7.1f} MiB, of which shared {shared / 1024:5.1f}, program {program / 1024:5.1f}")
     print(f"{'total':12} {total / 1024:7.1f} MiB, what is shared counted once")
     return 0
 
