@@ -46,12 +46,12 @@ impl Lines {
 }
 
 #[inline(always)]
-fn copy_some<const COUNT: usize>(from: &[f32], place: usize, lines: &Lines, to: &mut [f32], width: usize) {
+fn copy_some(from: &[f32], place: usize, lines: &Lines, count: usize, to: &mut [f32], width: usize) {
     let mut to = to.chunks_exact_mut(width);
     for line in &lines.lines {
         let from = &from[place.wrapping_add_signed(line.start)..];
         for (k, to) in (0..line.pixels).zip(to.by_ref()) {
-            to[..COUNT].copy_from_slice(&from[k * lines.step..][..COUNT]);
+            to[..count].copy_from_slice(&from[k * lines.step..][..count]);
         }
     }
 }
@@ -61,17 +61,9 @@ per_isa! {
     fn copy_lines(from: &[f32], place: usize, lines: &Lines, count: usize, to: &mut [f32], width: usize) {
         // Lengths that the compiler knows become a few vector moves instead of a call for each pixel.
         match count {
-            16 => copy_some::<16>(from, place, lines, to, width),
-            8 => copy_some::<8>(from, place, lines, to, width),
-            _ => {
-                let mut to = to.chunks_exact_mut(width);
-                for line in &lines.lines {
-                    let from = &from[place.wrapping_add_signed(line.start)..];
-                    for (k, to) in (0..line.pixels).zip(to.by_ref()) {
-                        to[..count].copy_from_slice(&from[k * lines.step..][..count]);
-                    }
-                }
-            }
+            16 => copy_some(from, place, lines, 16, to, width),
+            8 => copy_some(from, place, lines, 8, to, width),
+            _ => copy_some(from, place, lines, count, to, width),
         }
     }
 }
