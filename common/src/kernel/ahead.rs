@@ -95,6 +95,18 @@ pub(super) fn fetch(line: *const f32) {
     let _ = line;
 }
 
+/// Begins to load a cache line that will be written: one that another core has read is taken from it at once.
+#[inline(always)]
+pub(super) fn fetch_to_write(line: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which x86-64 processors without it take for no operation, and which does nothing where there is no memory.
+    unsafe {
+        std::arch::asm!("prefetchw [{0}]", in(reg) line, options(nomem, nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -247,8 +247,11 @@ per_isa! {
         let written = first_moment.chunks_mut(LINE).zip(second_moment.chunks_mut(LINE)).zip(updated.chunks_mut(LINE));
         for ((parameters, gradient_sum), ((first_moment, second_moment), updated)) in read.zip(written) {
             // Memory is slower than the arithmetic, and five streams are more than processors follow by themselves.
-            for stream in [parameters, gradient_sum, first_moment, second_moment, updated] {
-                ahead::fetch(stream.as_ptr().wrapping_add(ADAM_AHEAD));
+            for read in [parameters, gradient_sum] {
+                ahead::fetch(read.as_ptr().wrapping_add(ADAM_AHEAD));
+            }
+            for written in [&*first_moment, second_moment, updated] {
+                ahead::fetch_to_write(written.as_ptr().wrapping_add(ADAM_AHEAD));
             }
             let line = AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated };
             match line.parameters.len() {
