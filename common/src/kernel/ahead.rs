@@ -97,6 +97,10 @@ pub(super) fn fetch(line: *const f32) {
 
 /// Begins to load a cache line that will be written: one that another core has read is taken from it at once.
 #[inline(always)]
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(clippy::pointers_in_nomem_asm_block, reason = "a hint reads and writes nothing")
+)]
 pub(super) fn fetch_to_write(line: *const f32) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint, which x86-64 processors without it take for no operation, and which does nothing where there is no memory.
