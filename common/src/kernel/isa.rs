@@ -103,14 +103,10 @@ impl Isa {
     }
 
     /// Whether this processor takes vectors of 512 bits in two halves, as Zen 4 does. That is a matter of speed alone.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn halves_vectors(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        {
-            static IS_ZEN_4: OnceLock<bool> = OnceLock::new();
-            *IS_ZEN_4.get_or_init(|| amd_family() == Some(0x19))
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        false
+        static IS_ZEN_4: OnceLock<bool> = OnceLock::new();
+        *IS_ZEN_4.get_or_init(|| amd_family() == Some(0x19))
     }
 
     pub(super) fn kind(self) -> Kind {
