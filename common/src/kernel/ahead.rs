@@ -4,6 +4,8 @@
 //! and many together would hold up the lines that the computation itself reads from the L2 cache.
 
 use std::ops::Range;
+#[cfg(target_arch = "x86_64")]
+use std::sync::OnceLock;
 
 /// Floats of a cache line.
 pub(super) const LINE: usize = 16;
@@ -95,20 +97,42 @@ pub(super) fn fetch(line: *const f32) {
     let _ = line;
 }
 
-/// Begins to load a cache line that will be written: one that another core has read is taken from it at once.
-#[inline(always)]
-#[cfg_attr(
-    target_arch = "x86_64",
-    expect(clippy::pointers_in_nomem_asm_block, reason = "a hint reads and writes nothing")
-)]
-pub(super) fn fetch_to_write(line: *const f32) {
+/// How this processor fetches cache lines that will be written.
+#[derive(Clone, Copy)]
+pub(super) struct WriteAhead {
+    /// Whether there is an instruction for it, which takes a line that other cores have read from them at once.
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, which x86-64 processors without it take for no operation, and which does nothing where there is no memory.
-    unsafe {
-        std::arch::asm!("prefetchw [{0}]", in(reg) line, options(nomem, nostack, preserves_flags));
+    by_instruction: bool,
+}
+
+impl WriteAhead {
+    /// What the processor has.
+    pub(super) fn new() -> Self {
+        Self {
+            #[cfg(target_arch = "x86_64")]
+            by_instruction: {
+                static HAS_PREFETCHW: OnceLock<bool> = OnceLock::new();
+                // Bit 8 of ECX is the instruction's. Every x86-64 processor has this function: it reports the 64-bit mode.
+                *HAS_PREFETCHW.get_or_init(|| std::arch::x86_64::__cpuid(0x8000_0001).ecx >> 8 & 1 == 1)
+            },
+        }
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = line;
+
+    /// Begins to load a cache line that will be written.
+    #[inline(always)]
+    #[cfg_attr(
+        target_arch = "x86_64",
+        expect(clippy::pointers_in_nomem_asm_block, reason = "a hint reads and writes nothing")
+    )]
+    pub(super) fn fetch(self, line: *const f32) {
+        #[cfg(target_arch = "x86_64")]
+        if self.by_instruction {
+            // SAFETY: the processor has the instruction, a hint, which does nothing where there is no memory.
+            unsafe { std::arch::asm!("prefetchw [{0}]", in(reg) line, options(nomem, nostack, preserves_flags)) }
+            return;
+        }
+        fetch(line);
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! The bodies are the specification. Where a body sums, it says in which order; sums over many elements use 16 lanes by
 //! definition (element `i` belongs to lane `i % 16`), so that they vectorise without depending on the vector width.
 
-use super::ahead::{self, LINE};
+use super::ahead::{self, LINE, WriteAhead};
 use super::contraction::After;
 use super::isa::Isa;
 use super::math;
@@ -243,6 +243,7 @@ per_isa! {
     /// One step of Adam for a stretch of parameters; see [`crate::optim::adam`] for the formula.
     pub fn adam(step: AdamStep, state: AdamSlices<'_>) {
         let AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated } = state;
+        let write_ahead = WriteAhead::new();
         let read = parameters.chunks(LINE).zip(gradient_sum.chunks(LINE));
         let written = first_moment.chunks_mut(LINE).zip(second_moment.chunks_mut(LINE)).zip(updated.chunks_mut(LINE));
         for ((parameters, gradient_sum), ((first_moment, second_moment), updated)) in read.zip(written) {
@@ -251,7 +252,7 @@ per_isa! {
                 ahead::fetch(read.as_ptr().wrapping_add(ADAM_AHEAD));
             }
             for written in [&*first_moment, second_moment, updated] {
-                ahead::fetch_to_write(written.as_ptr().wrapping_add(ADAM_AHEAD));
+                write_ahead.fetch(written.as_ptr().wrapping_add(ADAM_AHEAD));
             }
             let line = AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated };
             match line.parameters.len() {
