@@ -322,6 +322,30 @@ mod tests {
     use crate::kernel::products::has_instruction;
     use crate::rng::{Purpose, Stream};
 
+    /// Floats of a row of outputs and of the second operand.
+    const WIDTH: usize = 64;
+
+    /// Sums of one segment that goes through the runs once, with the first operand's elements side by side.
+    fn block<'a, E>(a: &[E], b: &[E], c: &mut [f32], rows: &'a [Row], runs: &'a [Run], columns: usize) -> Block<'a, E> {
+        Block {
+            a: a.as_ptr(),
+            b: b.as_ptr(),
+            c: c.as_mut_ptr(),
+            rows,
+            runs,
+            segments: &[1],
+            a_repeat: 0,
+            b_repeat: 0,
+            a_step: 1,
+            b_stride: WIDTH,
+            columns,
+            start: Start::Zero,
+            finish: Finish::Keep,
+            rounded_on: None,
+            ahead: None,
+        }
+    }
+
     /// Scenario: blocks of every number of columns, with tiles of all heights, by the instruction for pairs and by
     /// two fused multiply-adds. Property: the same bits.
     #[test]
@@ -331,7 +355,6 @@ mod tests {
         };
         const ROWS: usize = 15;
         const DEPTH: usize = 37;
-        const WIDTH: usize = 64;
         let mut stream = Stream::new(2, Purpose::SelfTest, 0, 0);
         let mut random = |_| stream.uniform() * 2.0 - 1.0;
         let rows: Vec<Row> = (0..ROWS).map(|i| Row { a: (i * DEPTH) as u32, c: (i * WIDTH) as u32 }).collect();
@@ -344,21 +367,9 @@ mod tests {
             let compute = |run: unsafe fn(&Block<'_, Bf16Pair>, bool) -> bool| {
                 let mut c = vec![f32::NAN; ROWS * WIDTH];
                 let block = Block {
-                    a: a.as_ptr(),
-                    b: b.as_ptr(),
-                    c: c.as_mut_ptr(),
-                    rows: &rows,
-                    runs: &runs,
-                    segments: &[1],
-                    a_repeat: 0,
-                    b_repeat: 0,
-                    a_step: 1,
-                    b_stride: WIDTH,
-                    columns,
                     start: Start::Bias(bias.as_ptr()),
                     finish: Finish::Relu,
-                    rounded_on: None,
-                    ahead: None,
+                    ..block(&a, &b, &mut c, &rows, &runs, columns)
                 };
                 // SAFETY: operands have as many rows and columns as the block says, and the machine has AVX-512 BF16.
                 unsafe { run(&block, false) };
@@ -376,7 +387,6 @@ mod tests {
             return eprintln!("no AVX-512 here");
         };
         const ROWS: usize = 15;
-        const WIDTH: usize = 64;
         let mut stream = Stream::new(3, Purpose::SelfTest, 0, 0);
         let segments: Vec<usize> = (0..16).map(|i| [5, 7, 0, 1][i % 4]).collect();
         let depth = segments.iter().sum::<usize>();
@@ -391,21 +401,12 @@ mod tests {
             let compute = |in_halves: bool| {
                 let mut c = vec![f32::NAN; ROWS * WIDTH];
                 let block = Block {
-                    a: a.as_ptr(),
-                    b: b.as_ptr(),
-                    c: c.as_mut_ptr(),
-                    rows: &rows,
-                    runs: &runs,
                     segments: &segments[..1 << levels],
                     a_repeat: ROWS,
                     b_repeat: 1,
                     a_step: ROWS,
-                    b_stride: WIDTH,
-                    columns,
-                    start: Start::Zero,
-                    finish: Finish::Keep,
                     rounded_on,
-                    ahead: None,
+                    ..block(&a, &b, &mut c, &rows, &runs, columns)
                 };
                 // SAFETY: operands have as many rows and columns as the block says, and the machine has AVX-512.
                 let finite = unsafe { avx512(&block, in_halves) };
