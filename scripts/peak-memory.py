@@ -5,7 +5,8 @@
 
 Trains, and reads each process' VmHWM (peak resident set), RssShmem and RssFile (shared memory, and pages of the program
 and its libraries, in it) from /proc until it ends. The total counts memory that processes share once: it is the sum of the
-peaks, less what is shared of the workers' ones, which the coordinator has mapped as well. $LOCKSTEP names the binary; without it, target/release/lockstep is used.
+peaks, less the workers' shared memory and program pages, which the coordinator has mapped as well. $LOCKSTEP names the
+binary; without it, target/release/lockstep is used.
 Exit codes: 0 done, 1 the run failed. Linux only.
 """
 import os

@@ -13,7 +13,7 @@ pub trait Simd: Copy {
     /// Floats in a vector.
     const LANES: usize;
     /// Products that a tile's loop takes between two branches. Where that was measured (AVX2 on a Zen 3, AVX-512 on an Intel
-    /// core), four are up to 1.2 times as fast as one.
+    /// core), four are mostly faster than one, up to 1.2 times; slower for sums of fewer than a dozen products.
     const UNROLLED: usize;
     /// A vector.
     type Vector: Copy;
