@@ -32,6 +32,12 @@ def of_functions() -> None:
     events = [{"epoch": epoch, "unix_ms": time, "samples": 10} for epoch, time in rounds]
     assert lockstep.steady_samples_per_second(events) == 20.0
 
+    # A run of a fifth of a second has its memory looked at many times, one of an hour five times a second.
+    seconds, looks = 0.0, 0
+    while seconds < 0.2:
+        seconds, looks = seconds + lockstep.memory_interval(seconds), looks + 1
+    assert looks > 10 and lockstep.memory_interval(3600.0) == 0.2
+
     # Keras' padding, by hand.
     assert models.padded(28, 3, 2, "same") == (0, 1) and models.padded(7, 3, 1, "same") == (1, 1)
     assert models.cropped(3, 2, "same") == (0, 1) and models.cropped(3, 2, "valid") == (0, 0)

@@ -15,8 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Rounds at the start of a run that do not count: memory is touched for the first time, shards arrive.
 WARM_UP_ROUNDS = 20
-# Seconds between two looks at the memory of a run. Each takes a fraction of a millisecond.
-MEMORY_INTERVAL = 0.2
+# Seconds between two looks at the memory of a run. Each takes a fraction of a millisecond. The first ones are close
+# together, for runs that end before a tenth of a second; then the pauses grow with the run, up to the longest.
+SHORTEST_MEMORY_INTERVAL, LONGEST_MEMORY_INTERVAL = 0.005, 0.2
 
 
 def build() -> Path:
@@ -68,7 +69,7 @@ def train(program: Path, arguments: list[str], rounds: int, directory: Path) -> 
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=messages, text=True)
         while process.poll() is None:
             memory.append((time.time() - started_unix, peak_memory_mb(process.pid)))
-            time.sleep(MEMORY_INTERVAL)
+            time.sleep(memory_interval(time.monotonic() - started))
         seconds = time.monotonic() - started
         if process.returncode != 0:
             messages.seek(0)
@@ -80,6 +81,11 @@ def train(program: Path, arguments: list[str], rounds: int, directory: Path) -> 
     # Of the training alone: peers do nothing after it.
     peak = max((mb for second, mb in memory if second <= last), default=0.0)
     return Run(len(events), steady, samples / last, first, seconds, peak)
+
+
+def memory_interval(seconds: float) -> float:
+    """How long to wait for the next look at the memory of a run that has taken so many seconds."""
+    return min(max(0.1 * seconds, SHORTEST_MEMORY_INTERVAL), LONGEST_MEMORY_INTERVAL)
 
 
 def read_events(directory: Path) -> list[dict[str, Any]]:
