@@ -9,6 +9,7 @@ use lockstep_common::placement::PlacedData;
 use lockstep_common::protocol::{FromWorker, JoinRequest};
 use lockstep_coordinator::link::{InProcessLink, Inbound, Inbox};
 use lockstep_proto::token::Token;
+use lockstep_worker::engine::Handover;
 use lockstep_worker::session::{self, Compute, Leave, Outgoing, SessionEnd, ShardSource, Transport};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
@@ -48,7 +49,7 @@ pub(crate) async fn in_process_worker(inbox: Inbox, data: Arc<PlacedData>, compu
         incoming: Box::pin(incoming),
         outgoing: Outgoing { control: outgoing.clone(), bulk: outgoing },
         shards: ShardSource::Local(data),
-        gradients: None,
+        handover: Handover::InProcess,
     };
     let end = session::run(transport, compute, Leave::never()).await;
     forward.await.context("the worker's messages could not be handed over")?;

@@ -4,6 +4,7 @@
 //! process gets them as they are. `docs/protocol.md` shows a session.
 
 mod chunks;
+mod nodes;
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::shard::Schedule;
 use crate::shared_memory::{FloatBuffer, Offer};
 
 pub use chunks::{CHUNK_FLOATS, chunks, combine_chunk_digests, parameters_digest};
+pub use nodes::{Finding, MAX_NAMED_SAMPLES, NodeChunk, NodeReport};
 
 /// One join of a worker: which worker, and which of its joins. Messages of an earlier incarnation are void.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -256,59 +258,6 @@ pub struct Assignment {
     pub leaves: Vec<LeafTask>,
 }
 
-/// What a worker found out about a tree node, besides the gradient.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NodeReport {
-    /// What the node belongs to.
-    pub work: Work,
-    /// Position in the reduction tree.
-    pub node: NodeId,
-    /// Sum of the samples' losses.
-    pub loss: f64,
-    /// Number of samples.
-    pub samples: u32,
-    /// For each leaf of the node, the digest of the indices of the samples used, in the order of use.
-    pub digests: Vec<Digest>,
-    /// How long the worker computed for the assignment that the node belongs to.
-    pub compute: Duration,
-    /// How long that assignment had waited for its parameters.
-    pub waited: Duration,
-    /// The digest of the node's gradient, if it was asked for.
-    pub gradient: Option<Digest>,
-    /// For an inspection: the first leaf that is not finite, if there is one.
-    pub finding: Option<Finding>,
-}
-
-/// Samples of a leaf that a finding names, at most.
-pub const MAX_NAMED_SAMPLES: usize = 8;
-
-/// What an inspection has found: a leaf whose loss or gradient is not finite.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Finding {
-    /// Which leaf.
-    pub leaf: u32,
-    /// Indices of the samples whose own loss or gradient is not finite: the first [`MAX_NAMED_SAMPLES`], in the order of
-    /// use. Empty if only their sum is not finite.
-    pub samples: Vec<u32>,
-    /// The loss of the first of these samples, or else of the leaf.
-    pub loss: f64,
-    /// The first and the last tensor of the layout in which the gradient of that sample or leaf is not finite.
-    pub tensors: Option<(u32, u32)>,
-}
-
-/// A part of a node's gradient sum.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NodeChunk {
-    /// Round of the gradient.
-    pub round: u64,
-    /// Position in the reduction tree.
-    pub node: NodeId,
-    /// Which chunk of the layout.
-    pub chunk: u32,
-    /// The chunk's floats.
-    pub data: Vec<f32>,
-}
-
 /// Shards that a worker should have. A new list replaces the one before, and what was reported for that one is void.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeepList {
@@ -373,19 +322,31 @@ pub enum FromWorker {
         /// Which shard.
         shard: ShardRef,
     },
-    /// A node is computed; for a round, the parts of its gradient follow.
+    /// A node is computed, or at least its loss; for a round, the parts of its gradient follow.
     Announce(NodeReport),
+    /// The gradient of a node is whole that was announced before it was. Its last part follows.
+    Computed {
+        /// What the node belongs to.
+        work: Work,
+        /// Position in the reduction tree.
+        node: NodeId,
+        /// How long the worker computed for the assignment that the node belongs to.
+        compute: Duration,
+    },
     /// A leaf is computed for comparison; nothing follows.
     Compared(NodeReport),
     /// A part of a node's gradient.
     NodeChunk(NodeChunk),
-    /// A whole node's gradient, which goes the same ways.
-    NodeWhole {
+    /// A node's gradient or some chunks of it, which go the same ways as parameters: as they are, by their place, or one by
+    /// one.
+    NodePart {
         /// Round of the gradient.
         round: u64,
         /// Position in the reduction tree.
         node: NodeId,
-        /// The flat vector.
+        /// The first of the chunks.
+        chunk: u32,
+        /// Their floats.
         gradient: Arc<FloatBuffer>,
         /// Which numbers its floats are: how much of them has to travel.
         precision: Precision,

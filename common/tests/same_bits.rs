@@ -2,6 +2,7 @@
 //! for any number of samples to a pass, and for any number of threads. That holds for each precision.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lockstep_common::hash::Digest;
 use lockstep_common::kernel::{Arithmetic, Isa, Precision, bf16};
@@ -9,11 +10,12 @@ use lockstep_common::model::{
     Activation, ConvSpec, LayerSpec, ModelSpec, Padding, Pair, PoolSpec, ResolvedModel, preset,
 };
 use lockstep_common::nn::{
-    Buffers, LeafSource, Loss, Network, NodeSum, Weights, evaluate, initial_parameters, subtree,
+    Buffers, LeafSource, Loss, Network, NodeSum, Told, Weights, evaluate, initial_parameters, subtree, subtree_in_parts,
 };
 use lockstep_common::reduce::{NodeId, Tree, add_nodes};
 use lockstep_common::rng::{Purpose, Stream};
 use lockstep_common::shape::Shape;
+use lockstep_common::shared_memory::FloatBuffer;
 
 /// Below, at and above the widths of vectors and of panels.
 const CHANNELS: [usize; 12] = [1, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 130];
@@ -308,6 +310,7 @@ fn dense_models() -> [ModelSpec; 2] {
 
 #[test]
 fn groups_of_leaves_are_sums_leaf_by_leaf() {
+    let in_parts = AtomicUsize::new(0);
     for spec in dense_models().into_iter().chain([small_article()]) {
         let subject = Subject { uneven: true, ..Subject::new(&spec, Loss::Mse) };
         let name = subject.name();
@@ -337,6 +340,10 @@ fn groups_of_leaves_are_sums_leaf_by_leaf() {
                         let buffers = Buffers::default();
                         let sum = subtree(&network, weights, root, &leaves, &buffers);
                         assert_eq!(Bits::of_node(&sum), expected, "{place}");
+                        if let Some(sum) = joined_parts(&network, weights, root, &leaves) {
+                            assert_eq!(Bits::of_node(&sum), expected, "{place}, in parts");
+                            in_parts.fetch_add(1, Ordering::Relaxed);
+                        }
                         let evaluated = evaluate(&network, weights, root, &leaves, &buffers);
                         assert_eq!(evaluated.loss.to_bits(), expected.loss, "evaluation of {place}");
                     });
@@ -344,6 +351,35 @@ fn groups_of_leaves_are_sums_leaf_by_leaf() {
             }
         }
     }
+    assert!(in_parts.into_inner() > 100, "sums of dense models come in parts");
+}
+
+/// The sum of a node from the parts that are told while it is computed; `None` if there are none before the end.
+fn joined_parts(network: &Network, weights: Weights<'_>, node: NodeId, leaves: &Leaves<'_>) -> Option<NodeSum> {
+    const UNIT: usize = 16;
+    let buffers = Buffers::default();
+    let mut sum: Option<NodeSum> = None;
+    let mut parts: Vec<(usize, FloatBuffer)> = Vec::new();
+    let told = subtree_in_parts(network, weights, node, leaves, &buffers, UNIT, &mut |told| match told {
+        Told::Loss { loss, samples } => {
+            assert!(parts.is_empty() && sum.is_none(), "the loss is told first, and once");
+            sum = Some(NodeSum { gradient: FloatBuffer::zeros(network.parameters()), loss, samples });
+        }
+        Told::Part { start, gradient } => {
+            assert_eq!(start % UNIT, 0);
+            let end = parts.last().map_or(network.parameters(), |(start, _)| *start);
+            assert_eq!(start + gradient.len(), end, "parts adjoin, the last one first");
+            parts.push((start, gradient));
+        }
+    });
+    let mut sum = sum.filter(|_| told)?;
+    assert!(parts.len() > 1 && parts.last().is_some_and(|(start, _)| *start == 0), "{} parts", parts.len());
+    for (start, part) in parts {
+        sum.gradient[start..start + part.len()].copy_from_slice(&part);
+        // The memory comes back with the last part.
+        buffers.recycle(part);
+    }
+    Some(sum)
 }
 
 /// The sum of a node by the specification: leaf by leaf, then plain additions, each rounded if nodes are.

@@ -169,7 +169,9 @@ impl Aggregator {
                 round.held.release(member);
             }
             ToAggregator::Chunk(member, part) => self.chunk(member, part)?,
-            ToAggregator::Whole { member, round, node, gradient } => self.whole(member, round, node, gradient)?,
+            ToAggregator::Part { member, round, node, chunk, gradient } => {
+                self.part(member, round, node, chunk, gradient)?;
+            }
         }
         Ok(())
     }
@@ -207,13 +209,27 @@ impl Aggregator {
         self.take(member, part.round, part.node, vec![(chunk as usize, Piece::Owned(part.data))])
     }
 
-    fn whole(&mut self, member: MemberId, round: u64, node: NodeId, gradient: Arc<FloatBuffer>) -> Result<(), Closed> {
-        if gradient.len() != self.parameters.len() {
-            let reason = format!("a gradient of {} floats for {} parameters", gradient.len(), self.parameters.len());
+    fn part(
+        &mut self,
+        member: MemberId,
+        round: u64,
+        node: NodeId,
+        first: u32,
+        gradient: Arc<FloatBuffer>,
+    ) -> Result<(), Closed> {
+        let (start, parameters) = (first as usize * CHUNK_FLOATS, self.parameters.len());
+        let rest = parameters.checked_sub(start);
+        let fits = |rest: usize| {
+            gradient.len() == rest || gradient.len() < rest && gradient.len().is_multiple_of(CHUNK_FLOATS)
+        };
+        if !rest.is_some_and(fits) {
+            let floats = gradient.len();
+            let reason = format!("{floats} floats of a gradient from chunk {first} on, for {parameters} parameters");
             return self.send(FromAggregator::Violation { member, reason });
         }
         let pieces = chunks(gradient.len());
-        let pieces = pieces.map(|(chunk, range)| (chunk as usize, Piece::Shared(gradient.clone(), range))).collect();
+        let pieces =
+            pieces.map(|(chunk, range)| ((first + chunk) as usize, Piece::Shared(gradient.clone(), range))).collect();
         // The pieces alone keep it now, so that its memory is free as soon as they are added.
         drop(gradient);
         self.take(member, round, node, pieces)
@@ -458,7 +474,7 @@ mod tests {
             let node = NodeId::leaf(leaf);
             self.tell(ToAggregator::Expect(member(worker), node, loss));
             let gradient = Arc::new(gradient.into());
-            self.tell(ToAggregator::Whole { member: member(worker), round, node, gradient })
+            self.tell(ToAggregator::Part { member: member(worker), round, node, chunk: 0, gradient })
         }
 
         fn end(self) {
@@ -510,7 +526,8 @@ mod tests {
                 gradient.set_known_finite();
             }
             let gradient = Arc::new(gradient);
-            let reports = bench.tell(ToAggregator::Whole { member: member(1), round: 0, node: root, gradient });
+            let reports =
+                bench.tell(ToAggregator::Part { member: member(1), round: 0, node: root, chunk: 0, gradient });
             bench.end();
             let made = reports.into_iter().find_map(|report| match report {
                 FromAggregator::Reduced { gradient_norm, digest, parameters, .. } => {

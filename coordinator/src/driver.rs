@@ -157,10 +157,13 @@ impl Driver {
                 FromWorker::Heartbeat => self.step(Event::Heartbeat(member)).await,
                 FromWorker::Cached { list, shard } => self.step(Event::Cached(member, list, shard)).await,
                 FromWorker::Announce(report) => self.step(Event::Announced(member, report)).await,
+                FromWorker::Computed { work, node, compute } => {
+                    self.step(Event::Computed { member, work, node, compute }).await;
+                }
                 FromWorker::Compared(report) => self.step(Event::Compared(member, report)).await,
                 FromWorker::NodeChunk(chunk) => self.aggregate(ToAggregator::Chunk(member, chunk)).await,
-                FromWorker::NodeWhole { round, node, gradient, .. } => {
-                    self.aggregate(ToAggregator::Whole { member, round, node, gradient }).await;
+                FromWorker::NodePart { round, node, chunk, gradient, .. } => {
+                    self.aggregate(ToAggregator::Part { member, round, node, chunk, gradient }).await;
                 }
                 FromWorker::Drain => self.step(Event::Drain(member)).await,
                 FromWorker::Failed { reason } => self.step(Event::Lost(member, reason)).await,

@@ -261,7 +261,9 @@ impl World {
             loss: node_loss(work, node, sick),
             samples,
             digests,
-            compute: Duration::from_millis(1),
+            // Some announce a gradient before it is whole.
+            compute: (!matches!(work, Work::Gradient { .. }) || self.random.below(2) == 0)
+                .then_some(Duration::from_millis(1)),
             waited: Duration::ZERO,
             gradient: None,
             finding: found.map(|leaf| Finding { leaf, samples: vec![7], loss: f64::NAN, tensors: Some((0, 1)) }),
@@ -388,6 +390,8 @@ impl World {
         let round = *round;
         if upload.left == 0 {
             let Upload { member, node, .. } = upload;
+            let work = Work::Gradient { round };
+            self.step(Event::Computed { member, work, node, compute: Duration::from_millis(2) });
             self.step(Event::Arrived { member, work: Work::Gradient { round }, node });
         }
         if complete {

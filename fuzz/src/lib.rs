@@ -28,7 +28,7 @@ use lockstep_proto::convert::{
 };
 use lockstep_proto::status::{self, Refusal};
 use lockstep_proto::v1;
-use lockstep_worker::engine::{Command, Engine, NewestWork};
+use lockstep_worker::engine::{Command, Engine, Handover, NewestWork};
 use lockstep_worker::shard_cache::ShardCache;
 use prost::Message;
 
@@ -84,7 +84,7 @@ pub fn wire_down(data: &[u8]) {
 /// Parts of parameters, put together by a worker: in any order, of any version, of any length.
 pub fn chunks(data: &[u8]) {
     let newest = NewestWork::default();
-    let engine = Engine::new(job(), Isa::SCALAR, 1, ShardCache::default(), None, newest);
+    let engine = Engine::new(job(), Isa::SCALAR, 1, ShardCache::default(), Handover::Sent, newest);
     let mut engine = engine.expect("the job's layout is the model's");
     for (version, message) in frames(data) {
         let (chunk, floats) = message.split_at(message.len().min(1));

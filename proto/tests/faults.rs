@@ -297,7 +297,7 @@ fn node_chunks_and_reports() {
         loss: Some(f64::NAN),
         samples: 3,
         digests: Bytes::from_static(&[0; 32]),
-        compute_micros: u64::MAX,
+        compute_micros: Some(u64::MAX),
         waited_micros: 1,
         gradient: None,
         finding: None,

@@ -135,7 +135,7 @@ async fn a_worker_and_a_coordinator() {
     let gradient: Arc<FloatBuffer> = Arc::new((0..CHUNK_FLOATS + 5).map(|i| i as f32).collect::<Vec<f32>>().into());
     let node = NodeId { level: 0, index: 0 };
     let Upward::Exchange(chunks) =
-        FromWorker::NodeWhole { round: 6, node, gradient: gradient.clone(), precision: Precision::F32 }.into()
+        FromWorker::NodePart { round: 6, node, chunk: 0, gradient: gradient.clone(), precision: Precision::F32 }.into()
     else {
         panic!()
     };

@@ -119,6 +119,11 @@ proptest! {
     }
 
     #[test]
+    fn what_is_computed(computed in computed()) {
+        prop_assert_eq!(text_of(&exchange(computed.clone())), text_of(&[computed]));
+    }
+
+    #[test]
     fn parameter_chunks(version: u64, chunk: u32, floats in floats(), halved: bool) {
         let precision = if halved { Precision::Bf16 } else { Precision::F32 };
         let data = if halved { chunk::to_halves(&floats) } else { chunk::to_bytes(&floats) };
@@ -229,7 +234,7 @@ fn the_largest_messages_of_the_largest_run_are_within_the_limit() {
         loss: 1.0,
         samples: u32::MAX,
         digests: vec![lockstep_common::hash::Digest(u128::MAX); 1 << 16],
-        compute: std::time::Duration::MAX,
+        compute: Some(std::time::Duration::MAX),
         waited: std::time::Duration::from_micros(7),
         gradient: Some(lockstep_common::hash::Digest(3)),
         finding: None,
@@ -237,7 +242,7 @@ fn the_largest_messages_of_the_largest_run_are_within_the_limit() {
     let [FromWorker::Announce(read)] = &exchange(FromWorker::Announce(report.clone()))[..] else { panic!() };
     assert_eq!(read.digests, report.digests);
     assert_eq!(read.waited, report.waited);
-    assert_eq!(read.compute.as_micros(), u128::from(u64::MAX), "saturates");
+    assert_eq!(read.compute.map(|compute| compute.as_micros()), Some(u128::from(u64::MAX)), "saturates");
 }
 
 #[test]
@@ -245,7 +250,7 @@ fn gradients_of_bfloat16_numbers_travel_in_half_the_bytes() {
     let values: Vec<f32> =
         (0..CHUNK_FLOATS + 3).map(|i| lockstep_common::kernel::bf16::round(i as f32 - 0.1)).collect();
     let (node, gradient) = (NodeId { level: 1, index: 2 }, Arc::new(values.clone().into()));
-    let message = FromWorker::NodeWhole { round: 4, node, gradient, precision: Precision::Bf16 };
+    let message = FromWorker::NodePart { round: 4, node, chunk: 0, gradient, precision: Precision::Bf16 };
     let Upward::Exchange(requests) = Upward::from(message) else { panic!() };
     let (mut bytes, mut read) = (0, vec![0.0; values.len()]);
     for request in requests {
@@ -264,19 +269,19 @@ fn whole_vectors_travel_in_chunks_of_a_mebibyte() {
     let floats = 2 * CHUNK_FLOATS + 3;
     let values = Arc::new((0..floats).map(|i| i as f32).collect::<Vec<f32>>().into());
     let node = NodeId { level: 1, index: 2 };
-    let chunks =
-        exchange(FromWorker::NodeWhole { round: 4, node, gradient: Arc::clone(&values), precision: Precision::F32 });
+    let (gradient, precision) = (Arc::clone(&values), Precision::F32);
+    let chunks = exchange(FromWorker::NodePart { round: 4, node, chunk: 3, gradient, precision });
     let order: Vec<u32> = chunks
         .iter()
         .map(|message| match message {
             FromWorker::NodeChunk(chunk) => {
-                assert_eq!(chunk.data[..], values[chunk.chunk as usize * CHUNK_FLOATS..][..chunk.data.len()]);
+                assert_eq!(chunk.data[..], values[(chunk.chunk - 3) as usize * CHUNK_FLOATS..][..chunk.data.len()]);
                 chunk.chunk
             }
             other => panic!("{other:?}"),
         })
         .collect();
-    assert_eq!(order, [2, 1, 0], "the last layers first");
+    assert_eq!(order, [5, 4, 3], "the last layers first");
 
     let Downward::Exchange(responses) =
         Downward::from(ToWorker::Parameters { version: 9, values: Arc::clone(&values), precision: Precision::F32 })
@@ -300,7 +305,7 @@ fn a_negative_zero_stays_one() {
         loss: -0.0,
         samples: 0,
         digests: vec![lockstep_common::hash::Digest(0)],
-        compute: std::time::Duration::ZERO,
+        compute: None,
         waited: std::time::Duration::ZERO,
         gradient: None,
         finding: None,

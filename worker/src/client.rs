@@ -19,7 +19,7 @@ use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Handover};
 use crate::session::{self, Compute, Leave, Outgoing, SessionEnd, ShardSource, Transport};
 use crate::sharing::Sharing;
 
@@ -261,7 +261,7 @@ async fn join(access: &Access, control: Connection, request: &JoinRequest, share
         incoming: Box::pin(UnboundedReceiverStream::new(incoming)),
         outgoing: Outgoing { control: control_sender, bulk: bulk_sender },
         shards: ShardSource::Remote(Box::new(shards)),
-        gradients: sharing.map(|sharing| sharing.gradients()),
+        handover: sharing.map_or(Handover::Sent, |sharing| Handover::Shared(sharing.gradients())),
     })
 }
 

@@ -2,77 +2,34 @@
 //!
 //! An engine is a plain object that computes when it is told something; [`spawn`] gives it a thread of its own.
 
+mod message;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lockstep_common::hash::Digest;
 use lockstep_common::kernel::{AlignedFloats, Arithmetic, Isa, Precision, bf16};
 use lockstep_common::model::{Layout, LayoutHash, ModelError};
-use lockstep_common::nn::{Buffers, LeafSource, Network, NodeSum, Weights, evaluate, subtree};
+use lockstep_common::nn::{Buffers, LeafSource, Network, NodeSum, Told, Weights, evaluate, subtree, subtree_in_parts};
 use lockstep_common::placement::ShardSamples;
-use lockstep_common::protocol::{
-    Assignment, Bytes, CHUNK_FLOATS, Handing, Job, LeafTask, NodeReport, ShardRef, Work, chunks,
-};
+use lockstep_common::protocol::{Assignment, CHUNK_FLOATS, Handing, Job, LeafTask, NodeReport, ShardRef, Work, chunks};
 use lockstep_common::reduce::NodeId;
-use lockstep_common::shared_memory::{FloatBuffer, Region};
+use lockstep_common::shared_memory::FloatBuffer;
 use lockstep_proto::chunk::copy_into;
 use rayon::prelude::*;
 use tokio::sync::mpsc;
 
 use crate::shard_cache::ShardCache;
 use crate::source::{LeafSamples, Source};
+pub use message::{Command, Handover, NewestWork, Output};
 
 /// Versions of the parameters that are kept: the current one, from which lost leaves may have to be computed again, and
 /// the one being made.
 const KEPT_VERSIONS: usize = 2;
 
-/// Computed nodes that may wait to be sent.
-const OUTPUT_DEPTH: usize = 4;
-
-/// What the engine is told.
-#[derive(Debug)]
-pub enum Command {
-    /// A part of a version of the parameters.
-    Chunk {
-        /// Rounds that made the version.
-        version: u64,
-        /// Which chunk.
-        chunk: u32,
-        /// Little-endian floats, or what of them travels in this precision.
-        data: Bytes,
-        /// How data holds the floats.
-        precision: Precision,
-    },
-    /// A whole version.
-    Whole {
-        /// Rounds that made the version.
-        version: u64,
-        /// The flat vector.
-        values: Arc<FloatBuffer>,
-    },
-    /// Leaves to compute, once the parameters of their version are there.
-    Assign(Assignment),
-    /// A gradient that was sent: its memory can be used again.
-    Recycle(FloatBuffer),
-}
-
-/// What the engine makes.
-#[derive(Debug)]
-pub enum Output {
-    /// A tree node. The gradient is empty for an evaluation.
-    Node {
-        /// What to report with it.
-        report: NodeReport,
-        /// Its gradient sum.
-        gradient: FloatBuffer,
-    },
-    /// A leaf, for comparison.
-    Compared(NodeReport),
-    /// The engine cannot do what it was told.
-    Failed(String),
-}
+/// Computed nodes, or parts of them, that may wait to be sent.
+const OUTPUT_DEPTH: usize = 16;
 
 /// Why a worker cannot take part in a run.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +60,8 @@ pub struct Engine {
     /// and woken for each piece of work.
     pool: Option<rayon::ThreadPool>,
     cache: ShardCache,
+    /// Whether gradients are handed over in parts, where they can be computed so.
+    sends_ahead: bool,
     buffers: Buffers,
     /// Whole versions of the parameters, the newest last.
     versions: VecDeque<(u64, Arc<FloatBuffer>)>,
@@ -118,28 +77,6 @@ pub struct Engine {
     newest: NewestWork,
 }
 
-/// The newest work that the coordinator has sent, shared with the session: what is older is over, and a worker that is
-/// late with it stops computing it.
-#[derive(Clone, Debug, Default)]
-pub struct NewestWork(Arc<AtomicU64>);
-
-impl NewestWork {
-    /// Work has come.
-    pub fn came(&self, work: Work) {
-        self.0.fetch_max(work.place(), Ordering::Relaxed);
-    }
-
-    /// This work is over, although newer work has not come yet.
-    pub fn end(&self, work: Work) {
-        self.0.fetch_max(work.place() + 1, Ordering::Relaxed);
-    }
-
-    /// Whether newer work than this has come, or it is over.
-    pub fn is_after(&self, work: Work) -> bool {
-        self.0.load(Ordering::Relaxed) > work.place()
-    }
-}
-
 struct Partial {
     values: FloatBuffer,
     there: Vec<bool>,
@@ -153,7 +90,7 @@ struct EpochOrders {
 }
 
 impl Engine {
-    /// An engine for a run. It puts gradients into `gradients`, as long as there is room.
+    /// An engine for a run.
     ///
     /// # Errors
     /// [`EngineError`] when the run's model cannot be built or has another layout here.
@@ -162,7 +99,7 @@ impl Engine {
         isa: Isa,
         threads: usize,
         cache: ShardCache,
-        gradients: Option<Arc<Region>>,
+        handover: Handover,
         newest: NewestWork,
     ) -> Result<Self, EngineError> {
         let model = job.model.resolve()?;
@@ -171,6 +108,11 @@ impl Engine {
             return Err(EngineError::Layout { run: job.layout, worker });
         }
         let network = Network::new(&model, job.loss, Arithmetic { isa, precision: job.compute }).with_nodes(job.wire);
+        let sends_ahead = matches!(handover, Handover::Sent) && network.parameters() > CHUNK_FLOATS;
+        let region = match handover {
+            Handover::Shared(region) => Some(region),
+            Handover::InProcess | Handover::Sent => None,
+        };
         Ok(Self {
             packed: AlignedFloats::zeros(network.packed_len()),
             packed_version: None,
@@ -180,7 +122,8 @@ impl Engine {
             threads,
             pool: None,
             cache,
-            buffers: Buffers::sharing(gradients),
+            sends_ahead,
+            buffers: Buffers::sharing(region),
             spare: Vec::new(),
             versions: VecDeque::new(),
             partial: BTreeMap::new(),
@@ -305,8 +248,38 @@ impl Engine {
         let mut nodes = self.job.schedule.tree.cover_set(&summed);
         nodes.extend(alone.into_iter().map(NodeId::leaf));
         let (network, buffers, layout) = (&self.network, &self.buffers, &self.layout);
+        let report = |node: NodeId, loss, samples| NodeReport {
+            work,
+            node,
+            loss,
+            samples,
+            digests: node.leaves().map(|leaf| source.leaves[&leaf].digest()).collect(),
+            compute: None,
+            waited,
+            gradient: None,
+            finding: None,
+        };
+        let in_parts = |node: NodeId| {
+            let tell = &mut |told| match told {
+                Told::Part { gradient, .. } if source.newest.is_after(work) => buffers.recycle(gradient),
+                Told::Loss { .. } if source.newest.is_after(work) => {}
+                Told::Loss { loss, samples } => {
+                    emit(Output::Node { report: report(node, loss, samples), gradient: None });
+                }
+                Told::Part { start, gradient } => {
+                    let chunk = (start / CHUNK_FLOATS) as u32;
+                    let compute = (start == 0).then(|| started.elapsed());
+                    emit(Output::Part { work, node, chunk, gradient, compute });
+                }
+            };
+            subtree_in_parts(network, weights, node, &source, buffers, CHUNK_FLOATS, tell)
+        };
+        let sends_ahead = self.sends_ahead && matches!(work, Work::Gradient { .. });
         pool.install(|| {
             nodes.into_par_iter().for_each(|node| {
+                if sends_ahead && !source.asks_for_digest(node) && in_parts(node) {
+                    return;
+                }
                 let mut finding = None;
                 let sum = match work {
                     Work::Gradient { .. } => subtree(network, weights, node, &source, buffers),
@@ -321,25 +294,14 @@ impl Engine {
                     return buffers.recycle(sum.gradient);
                 }
                 let NodeSum { gradient, loss, samples } = sum;
-                let digests = node.leaves().map(|leaf| source.leaves[&leaf].digest()).collect();
-                let gradient_digest = source.asks_for_digest(node).then(|| comparable_digest(&gradient));
-                let compute = started.elapsed();
-                let report = NodeReport {
-                    work,
-                    node,
-                    loss,
-                    samples,
-                    digests,
-                    compute,
-                    waited,
-                    gradient: gradient_digest,
-                    finding,
-                };
+                let digest = source.asks_for_digest(node).then(|| comparable_digest(&gradient));
+                let compute = Some(started.elapsed());
+                let report = NodeReport { compute, gradient: digest, finding, ..report(node, loss, samples) };
                 if source.compares(node) {
                     buffers.recycle(gradient);
                     return emit(Output::Compared(report));
                 }
-                emit(Output::Node { report, gradient });
+                emit(Output::Node { report, gradient: (!gradient.is_empty()).then_some(gradient) });
             });
         });
     }
@@ -439,7 +401,7 @@ mod tests {
     #[test]
     fn samples_that_are_gone_matter_only_while_their_work_goes_on() {
         let (job, newest) = (example::spec().job(), NewestWork::default());
-        let engine = Engine::new(job, Isa::SCALAR, 1, ShardCache::default(), None, newest.clone());
+        let engine = Engine::new(job, Isa::SCALAR, 1, ShardCache::default(), Handover::InProcess, newest.clone());
         let mut engine = engine.expect("a known model");
         let work = Work::Gradient { round: 0 };
         let leaves = vec![LeafTask { leaf: 3, inline: None, handing: Handing::Summed }];
@@ -456,5 +418,45 @@ mod tests {
         assert!(reason.contains("is not cached, and no samples came"), "{reason}");
         newest.end(work);
         assert!(said().is_empty());
+    }
+
+    /// Scenario: a round of a large dense model, by a worker that sends its gradients and by one that need not. Property: what
+    /// is sent goes ahead of the end, the last layers first, announced as what is not computed yet; and it is the same.
+    #[test]
+    fn gradients_that_are_sent_go_ahead_in_parts() {
+        let spec = example::spec_of("dense", 16);
+        let data = example::data(&spec);
+        let work = Work::Gradient { round: 0 };
+        let outputs = |handover: Handover| {
+            let cache = ShardCache::default();
+            let leaves = 0..spec.schedule.tree.shards();
+            for shard in leaves.clone().map(|shard| ShardRef { split: work.split(), shard }) {
+                cache.insert(shard, data.shard(shard));
+            }
+            let newest = NewestWork::default();
+            newest.came(work);
+            let mut engine = Engine::new(spec.job(), Isa::best(), 2, cache, handover, newest).expect("a known model");
+            let task = |leaf| LeafTask { leaf, inline: None, handing: Handing::Summed };
+            let assignment = Assignment { work, leaves: leaves.map(task).collect() };
+            let parameters: Vec<f32> = (0..engine.network.parameters()).map(|i| (i % 17) as f32 * 1e-3).collect();
+            let said = Mutex::new(Vec::new());
+            engine.compute(&assignment, Duration::ZERO, &parameters, &|output| said.lock().unwrap().push(output));
+            said.into_inner().unwrap()
+        };
+        let at_once = outputs(Handover::InProcess);
+        let [Output::Node { report: whole, gradient: Some(expected) }] = &at_once[..] else { panic!("{at_once:?}") };
+        assert!(whole.compute.is_some());
+        let ahead = outputs(Handover::Sent);
+        let [Output::Node { report, gradient: None }, parts @ ..] = &ahead[..] else { panic!("{ahead:?}") };
+        assert_eq!(*report, NodeReport { compute: None, ..whole.clone() });
+        let mut end = expected.len();
+        for part in parts {
+            let Output::Part { chunk, gradient, compute, .. } = part else { panic!("{part:?}") };
+            let start = *chunk as usize * CHUNK_FLOATS;
+            assert!(gradient[..] == expected[start..end], "chunk {chunk}");
+            assert_eq!(compute.is_some(), start == 0, "the last part says how long all of them took");
+            end = start;
+        }
+        assert!(end == 0 && parts.len() > 1, "{} parts", parts.len());
     }
 }

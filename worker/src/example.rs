@@ -12,7 +12,12 @@ const SAMPLES: usize = 1000;
 
 /// Its settings.
 pub(crate) fn spec() -> RunSpec {
-    let config = RunConfig { name: Some("test".to_owned()), ..RunConfig::default() };
+    spec_of("conv", RunConfig::default().batch_size)
+}
+
+/// The same with another preset and batch size.
+pub(crate) fn spec_of(preset: &str, batch_size: u32) -> RunSpec {
+    let config = RunConfig { name: Some("test".to_owned()), batch_size, ..RunConfig::default() };
     let facts = DataFacts {
         name: "test data".to_owned(),
         sample_shape: Shape::new([28, 28]),
@@ -20,7 +25,7 @@ pub(crate) fn spec() -> RunSpec {
         training_samples: SAMPLES as u32,
         validation_samples: 0,
     };
-    config.resolve(model::preset("conv").expect("a preset"), &facts).expect("a valid run")
+    config.resolve(model::preset(preset).expect("a preset"), &facts).expect("a valid run")
 }
 
 /// Its samples: grey ones.

@@ -7,17 +7,18 @@ use std::time::Duration;
 use lockstep_common::kernel::{Isa, Precision};
 use lockstep_common::placement::{PlacedData, ShardSamples};
 use lockstep_common::protocol::{FromWorker, KeepList, NodeReport, ShardRef, ToWorker, Welcome, Work};
-use lockstep_common::shared_memory::{FloatBuffer, Region};
+use lockstep_common::reduce::NodeId;
+use lockstep_common::shared_memory::FloatBuffer;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::{Stream, StreamExt};
 use tracing::{debug, warn};
 
 use crate::client::RemoteShards;
-use crate::engine::{self, Command, Engine, EngineError, NewestWork, Output};
+use crate::engine::{self, Command, Engine, EngineError, Handover, NewestWork, Output};
 use crate::shard_cache::ShardCache;
 
-/// Messages to the coordinator that may wait: two nodes, each announced and handed over as a whole.
+/// Messages to the coordinator that may wait: two nodes, each announced and handed over as a whole, or some parts of one.
 pub const OUTGOING_DEPTH: usize = 4;
 
 /// A session's connection, whatever it is made of.
@@ -31,8 +32,8 @@ pub struct Transport {
     pub outgoing: Outgoing,
     /// Where shards come from.
     pub shards: ShardSource,
-    /// Memory that the coordinator sees too, for the gradients of nodes.
-    pub gradients: Option<Arc<Region>>,
+    /// How gradients get to the coordinator.
+    pub handover: Handover,
 }
 
 /// The two ways to the coordinator: signs of life never wait behind gradients.
@@ -106,12 +107,11 @@ pub enum SessionEnd {
 /// # Errors
 /// [`EngineError`] when this worker cannot compute the run's model as the coordinator means it.
 pub async fn run(transport: Transport, compute: Compute, mut leave: Leave) -> Result<SessionEnd, EngineError> {
-    let Transport { welcome, mut incoming, outgoing, shards, gradients } = transport;
+    let Transport { welcome, mut incoming, outgoing, shards, handover } = transport;
     let cache = ShardCache::default();
     let precision = welcome.job.wire;
     let newest = NewestWork::default();
-    let engine = match Engine::new(welcome.job, compute.isa, compute.threads, cache.clone(), gradients, newest.clone())
-    {
+    let engine = match Engine::new(welcome.job, compute.isa, compute.threads, cache.clone(), handover, newest.clone()) {
         Ok(engine) => engine,
         Err(error) => {
             // So that the coordinator's log says why the worker leaves.
@@ -165,6 +165,9 @@ pub async fn run(transport: Transport, compute: Compute, mut leave: Leave) -> Re
                         outgoing.bulk.send(FromWorker::Compared(report)).await.is_ok()
                     }
                     Some(Output::Node { report, gradient }) => sender.send(report, gradient).await,
+                    Some(Output::Part { work, node, chunk, gradient, compute }) => {
+                        sender.send_part(work, node, chunk, gradient, compute).await
+                    }
                 };
                 if !sent {
                     break lost();
@@ -230,13 +233,35 @@ struct NodeSender<'a> {
 
 impl NodeSender<'_> {
     /// Whether the connection is still there.
-    async fn send(&mut self, report: NodeReport, gradient: FloatBuffer) -> bool {
+    async fn send(&mut self, report: NodeReport, gradient: Option<FloatBuffer>) -> bool {
         let (work, node) = (report.work, report.node);
-        if self.outgoing.send(FromWorker::Announce(report)).await.is_err() {
+        self.outgoing.send(FromWorker::Announce(report)).await.is_ok()
+            && match gradient {
+                Some(gradient) => self.send_gradient(work, node, 0, gradient).await,
+                None => true,
+            }
+    }
+
+    /// Sends a part of the gradient of a node that was announced; with the last one, how long the node took.
+    async fn send_part(
+        &mut self,
+        work: Work,
+        node: NodeId,
+        chunk: u32,
+        gradient: FloatBuffer,
+        compute: Option<Duration>,
+    ) -> bool {
+        if let Some(compute) = compute
+            && self.outgoing.send(FromWorker::Computed { work, node, compute }).await.is_err()
+        {
             return false;
         }
+        self.send_gradient(work, node, chunk, gradient).await
+    }
+
+    async fn send_gradient(&mut self, work: Work, node: NodeId, chunk: u32, gradient: FloatBuffer) -> bool {
         let Work::Gradient { round } = work else { return true };
-        // The announcement tells how fast this worker is; the gradient of a round that is over tells nothing.
+        // Announcements tell how fast this worker is; the gradient of a round that is over tells nothing.
         if self.newest.is_after(work) {
             command(self.commands, Command::Recycle(gradient));
             return true;
@@ -244,7 +269,8 @@ impl NodeSender<'_> {
         self.take_back();
         let gradient = Arc::new(gradient);
         self.lent.push(gradient.clone());
-        self.outgoing.send(FromWorker::NodeWhole { round, node, gradient, precision: self.precision }).await.is_ok()
+        let part = FromWorker::NodePart { round, node, chunk, gradient, precision: self.precision };
+        self.outgoing.send(part).await.is_ok()
     }
 
     fn take_back(&mut self) {
@@ -313,7 +339,7 @@ mod tests {
         let welcome = Welcome { member: MEMBER, job: spec.job(), heartbeat_interval, shared_memory: None };
         let (outgoing, sent) = mpsc::channel(64);
         let outgoing = Outgoing { control: outgoing.clone(), bulk: outgoing };
-        (Transport { welcome, incoming, outgoing, shards, gradients: None }, sent)
+        (Transport { welcome, incoming, outgoing, shards, handover: Handover::InProcess }, sent)
     }
 
     /// Scenario: a worker is asked to leave, and its coordinator never lets it go. Property: it says so, and ends with a

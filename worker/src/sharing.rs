@@ -77,7 +77,7 @@ impl Sharing {
 
     /// The request that hands in a node whose gradient lies in shared memory; `None` if it has to travel.
     pub(crate) fn hand_in(&self, message: &FromWorker) -> Option<v1::ExchangeRequest> {
-        let FromWorker::NodeWhole { round, node, gradient, .. } = message else { return None };
+        let FromWorker::NodePart { round, node, chunk: 0, gradient, .. } = message else { return None };
         let slot = gradient.slot().filter(|slot| Arc::ptr_eq(slot.region(), &self.gradients))?.number();
         self.lent.lock().unwrap_or_else(PoisonError::into_inner).insert(slot, gradient.clone());
         Some(node_slot(*round, *node, slot))

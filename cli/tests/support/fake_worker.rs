@@ -168,7 +168,7 @@ pub(crate) fn announcement(assignment: &Assignment, leaf: usize) -> (NodeId, Nod
         loss: 1.0,
         samples: ids.len() as u32,
         digests: vec![samples_digest(ids.iter().copied())],
-        compute: Duration::ZERO,
+        compute: Some(Duration::ZERO),
         waited: Duration::ZERO,
         gradient: None,
         finding: None,

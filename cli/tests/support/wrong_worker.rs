@@ -9,6 +9,7 @@ use lockstep_common::protocol::{Bytes, FromWorker, ToWorker};
 use lockstep_proto::convert::{ExchangeDown, Hello, SessionDown, SessionReader, Upward};
 use lockstep_proto::v1;
 use lockstep_worker::client::RemoteShards;
+use lockstep_worker::engine::Handover;
 use lockstep_worker::session::{self, Compute, Leave, Outgoing, SessionEnd, ShardSource, Transport};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
@@ -80,7 +81,7 @@ async fn join(url: &str, process: u64) -> Transport {
         incoming: Box::pin(UnboundedReceiverStream::new(messages)) as Pin<Box<_>>,
         outgoing: Outgoing { control: outgoing.clone(), bulk: outgoing },
         shards: ShardSource::Remote(Box::new(shards)),
-        gradients: None,
+        handover: Handover::Sent,
     }
 }
 

@@ -47,6 +47,11 @@ impl DenseLayer {
         self.plan.crew()
     }
 
+    /// Where the layer's parameters begin: kernel, then bias.
+    pub(super) fn first_parameter(&self) -> usize {
+        self.kernel.start
+    }
+
     /// `output = relu(input * kernel + bias)`, or without relu if the activation is another one.
     pub(super) fn forward(
         &self,

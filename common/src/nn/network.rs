@@ -5,6 +5,7 @@ use super::linear::{ForwardPass, GradientPass, InputGradientPass, Linear};
 use super::live::LiveSizes;
 use super::loss::Loss;
 use super::op::{Op, unparametrised};
+use super::parts::GradientPlace;
 use super::profile::Lap;
 use super::workspace::Workspace;
 use crate::kernel::contraction::After;
@@ -200,6 +201,13 @@ impl Network {
         self.pass_samples
     }
 
+    /// Whether the gradient over these leaves is done layer by layer, in a single pass: then `GradientPlace::done_from` may be
+    /// believed.
+    pub(super) fn is_done_in_layers(&self, leaves: &[usize]) -> bool {
+        let rounded_at_the_end = leaves.len() == 1 && self.nodes != Precision::F32;
+        self.takes_several_leaves(leaves.iter().sum()) && !rounded_at_the_end
+    }
+
     /// Whether one pass can take several leaves that have that many samples together.
     pub(super) fn takes_several_leaves(&self, samples: usize) -> bool {
         self.is_dense && samples <= self.pass_samples
@@ -324,7 +332,7 @@ impl Network {
         &self,
         pass: Pass<'_>,
         weights: Weights<'_>,
-        gradient: &mut [f32],
+        gradient: &mut dyn GradientPlace,
         workspace: &mut Workspace,
         lap: &mut dyn FnMut(Lap),
     ) {
@@ -353,13 +361,16 @@ impl Network {
             match op {
                 Op::Dense(dense) => {
                     let operands = DenseOperands { input: &values[i], delta, nodes: self.nodes };
-                    *gradient_known_finite &= dense.weight_gradient(pass.leaves, !pass.first, gradient, operands, crew);
+                    let floats = gradient.floats();
+                    *gradient_known_finite &= dense.weight_gradient(pass.leaves, !pass.first, floats, operands, crew);
                     lap(Lap::WeightGradient(i));
+                    gradient.done_from(dense.first_parameter(), *gradient_known_finite);
                     if trained_before {
                         dense.input_gradient(samples, weights.parameters, delta, (input_delta, after), crew);
                     }
                 }
                 Op::Linear(linear) => {
+                    let gradient = gradient.floats();
                     let gradients = GradientPass { input: &values[i], delta, gradient, scratch };
                     linear.weight_gradient(samples, pass.first, gradients);
                     *gradient_known_finite = false;

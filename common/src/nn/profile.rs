@@ -1,6 +1,7 @@
 //! What each part of a pass costs. There is no clock here: whoever asks has one.
 
 use super::network::{Network, Weights};
+use super::parts::AllAtOnce;
 use super::subtree::{Buffers, LeafSource, Leaves};
 use crate::model::LayerPlace;
 use crate::reduce::NodeId;
@@ -48,7 +49,8 @@ pub fn profile(
     };
     let (mut gradient, mut workspace) = (buffers.gradient(network), buffers.workspace(network));
     let write = |i: usize, out: &mut [f32]| leaves.write(i, out);
-    network.gradient_sum_in_laps(weights, leaves.samples(), &write, &mut gradient, &mut workspace, lap);
+    let place = &mut AllAtOnce(&mut gradient);
+    network.gradient_sum_into(weights, leaves.samples(), &write, place, &mut workspace, lap);
     buffers.give_back(workspace);
     buffers.recycle(gradient);
     leaves.samples().iter().sum::<usize>() as u32

@@ -68,8 +68,10 @@ impl Buffers {
         slot.unwrap_or_else(|| self.gradient(network))
     }
 
-    /// Gives back the memory of a gradient that is no longer needed.
+    /// Gives back the memory of a gradient that is no longer needed, or of a part of one: it is used again once all of its
+    /// parts were given back.
     pub fn recycle(&self, gradient: FloatBuffer) {
+        let Some(gradient) = gradient.reclaim() else { return };
         match gradient.slot() {
             Some(_) => lock(&self.slots).push(gradient),
             None if gradient.is_empty() => {}
@@ -119,8 +121,13 @@ impl<'a> Leaves<'a> {
         }
     }
 
+    /// Number of samples of all leaves.
+    pub(super) fn count_samples(&self) -> u32 {
+        self.samples().iter().sum::<usize>() as u32
+    }
+
     fn sum(&self, gradient: FloatBuffer, loss: f64) -> NodeSum {
-        NodeSum { gradient, loss, samples: self.samples().iter().sum::<usize>() as u32 }
+        NodeSum { gradient, loss, samples: self.count_samples() }
     }
 }
 

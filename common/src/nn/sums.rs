@@ -5,6 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::network::{Network, Pass, Weights, WriteSample};
+use super::parts::{AllAtOnce, GradientPlace};
 use super::profile::Lap;
 use super::workspace::Workspace;
 use crate::kernel::contraction::MAX_LEAVES;
@@ -31,22 +32,22 @@ impl Network {
         gradient: &mut [f32],
         workspace: &mut Workspace,
     ) -> f64 {
-        self.gradient_sum_in_laps(weights, leaves, write, gradient, workspace, &mut |_| ())
+        self.gradient_sum_into(weights, leaves, write, &mut AllAtOnce(gradient), workspace, &mut |_| ())
     }
 
-    /// The same, with a call of `lap` after each part of each pass.
-    pub(super) fn gradient_sum_in_laps(
+    /// The same, into any place, with a call of `lap` after each part of each pass.
+    pub(super) fn gradient_sum_into(
         &self,
         weights: Weights<'_>,
         leaves: &[usize],
         write: &WriteSample<'_>,
-        gradient: &mut [f32],
+        gradient: &mut dyn GradientPlace,
         workspace: &mut Workspace,
         lap: &mut dyn FnMut(Lap),
     ) -> f64 {
-        assert_eq!(gradient.len(), self.parameters, "gradient of the network");
+        assert_eq!(gradient.floats().len(), self.parameters, "gradient of the network");
         if leaves.iter().all(|&samples| samples == 0) {
-            gradient.fill(0.0);
+            gradient.floats().fill(0.0);
         }
         let mut losses = LeafLosses::default();
         workspace.gradient_known_finite = true;
@@ -58,11 +59,12 @@ impl Network {
             }
             self.loss(pass, &mut losses, workspace);
             lap(Lap::Loss);
+            gradient.loss_so_far(losses.tree(leaves.len(), self.elements[0]));
             self.backward(pass, weights, gradient, workspace, lap);
         });
         // Several leaves are rounded, each by itself, where they are added.
         if leaves.len() == 1 && self.nodes == Precision::Bf16 {
-            self.in_stretches(gradient, &[], |gradient, _| bf16::round_all(self.isa(), gradient));
+            self.in_stretches(gradient.floats(), &[], |gradient, _| bf16::round_all(self.isa(), gradient));
         }
         losses.tree(leaves.len(), self.elements[0])
     }

@@ -209,6 +209,14 @@ impl Slot {
     pub fn region(&self) -> &Arc<Region> {
         &self.region
     }
+
+    fn start(&self) -> NonNull<f32> {
+        self.region.start_of(self.number)
+    }
+
+    fn assert_writable(&self) {
+        assert!(self.region.writable, "slot {} is only to be read here", self.number);
+    }
 }
 
 impl fmt::Debug for Slot {
@@ -225,7 +233,7 @@ impl Deref for Slot {
         // aligned to pages. Nobody here has it mutably: `claim` gives a slot to one holder at a time, and `&self` borrows
         // that one. Other processes write only what they hold by the protocol; see the module's documentation for peers
         // that do not keep to it.
-        unsafe { std::slice::from_raw_parts(self.region.start_of(self.number).as_ptr(), self.region.floats) }
+        unsafe { std::slice::from_raw_parts(self.start().as_ptr(), self.region.floats) }
     }
 }
 
@@ -233,9 +241,9 @@ impl DerefMut for Slot {
     /// # Panics
     /// When this process may only read the region.
     fn deref_mut(&mut self) -> &mut [f32] {
-        assert!(self.region.writable, "slot {} is only to be read here", self.number);
+        self.assert_writable();
         // SAFETY: as in `deref`; and `&mut self` borrows the one holder, of a region that is mapped for writing.
-        unsafe { std::slice::from_raw_parts_mut(self.region.start_of(self.number).as_ptr(), self.region.floats) }
+        unsafe { std::slice::from_raw_parts_mut(self.start().as_ptr(), self.region.floats) }
     }
 }
 

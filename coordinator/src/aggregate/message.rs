@@ -42,17 +42,19 @@ pub enum ToAggregator {
     Release(MemberId),
     /// What is held of a member is thrown away, and so is what still comes of its nodes.
     Discard(MemberId),
-    /// A part of a node's gradient.
+    /// A chunk of a node's gradient.
     Chunk(MemberId, NodeChunk),
-    /// A node's whole gradient, from a worker that shares the memory that it lies in.
-    Whole {
+    /// A node's gradient or some chunks of it, from a worker that shares the memory that they lie in.
+    Part {
         /// Who computed it.
         member: MemberId,
         /// Round of the gradient.
         round: u64,
         /// Which node.
         node: NodeId,
-        /// The flat vector.
+        /// The first of the chunks.
+        chunk: u32,
+        /// Their floats.
         gradient: Arc<FloatBuffer>,
     },
 }

@@ -83,7 +83,7 @@ impl Sharing {
                 })?;
                 let gradient = Arc::new(FloatBuffer::from(slot));
                 // It lies there as 32-bit floats, whatever they were rounded to.
-                Ok(Some(FromWorker::NodeWhole { round, node, gradient, precision: Precision::F32 }))
+                Ok(Some(FromWorker::NodePart { round, node, chunk: 0, gradient, precision: Precision::F32 }))
             }
             ExchangeUp::Release(slot) => {
                 let lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner).remove(&slot);
@@ -173,7 +173,9 @@ mod tests {
         let theirs = Region::open(sharing.offer().gradients, FLOATS, Access::Write).map(Arc::new).unwrap();
         theirs.claim(2).unwrap().fill(7.0);
         let hand_in = |slot| sharing.receive(ExchangeUp::NodeSlot { round: 5, node: NodeId::leaf(1), slot });
-        let Ok(Some(FromWorker::NodeWhole { round: 5, gradient, .. })) = hand_in(2) else { panic!("no gradient") };
+        let Ok(Some(FromWorker::NodePart { round: 5, chunk: 0, gradient, .. })) = hand_in(2) else {
+            panic!("no gradient")
+        };
         assert_eq!(**gradient, [7.0; FLOATS]);
         assert!(hand_in(2).unwrap_err().contains("slot 2"), "it is still read");
         assert!(hand_in(GRADIENT_SLOTS).unwrap_err().contains("does not exist"));

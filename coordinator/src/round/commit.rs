@@ -27,7 +27,7 @@ impl Machine {
         let tree = self.config.spec.schedule.tree;
         let placeholder = Box::new(Progress::new(Work::Inspection { round }, tree, now));
         let progress = std::mem::replace(progress, placeholder);
-        for (id, leaves) in progress.announced_leaves() {
+        for (id, leaves) in progress.computed_leaves() {
             // It is on its way, and will be dropped: the round is over.
             if let Some(member) = self.members.get_mut(id) {
                 member.pace.delivered(now, progress.work, leaves);

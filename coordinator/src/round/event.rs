@@ -1,5 +1,7 @@
 //! What the machine is told, what it wants done, and what it refuses to hear.
 
+use std::time::Duration;
+
 use lockstep_common::checkpoint::Standing;
 use lockstep_common::hash::Digest;
 use lockstep_common::ledger::Record;
@@ -25,6 +27,17 @@ pub enum Event {
     Cached(MemberId, u32, ShardRef),
     /// A member has computed a node and is about to send its gradient (or has none to send, for an evaluation).
     Announced(MemberId, NodeReport),
+    /// The gradient of a node is computed that was announced before.
+    Computed {
+        /// Who computed it.
+        member: MemberId,
+        /// What the node belongs to.
+        work: Work,
+        /// Which node.
+        node: NodeId,
+        /// How long that took.
+        compute: Duration,
+    },
     /// A member has computed a leaf for comparison.
     Compared(MemberId, NodeReport),
     /// The last part of an announced node's gradient is there.

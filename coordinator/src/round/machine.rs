@@ -171,6 +171,7 @@ impl Machine {
                 self.hurry(now, &mut effects);
             }
             (_, Event::Announced(member, report)) => self.announced(now, member, report, &mut effects)?,
+            (_, Event::Computed { member, work, node, compute }) => self.computed(now, member, work, node, compute)?,
             (_, Event::Compared(member, report)) => self.compared(now, member, &report, &mut effects)?,
             (_, Event::Arrived { member, work, node }) => self.arrived(now, member, work, node, &mut effects)?,
             (_, Event::Reduced { round, gradient_norm, parameters, stepped, took }) => {
@@ -249,12 +250,8 @@ impl Machine {
         let member = self.member(now, id)?;
         member.owes_since = Some(now);
         if let Err(stale) = self.at_work(report.work) {
-            // Too late to count, but it shows how fast the member is.
-            if let Some(member) = self.members.get_mut(id) {
-                member.pace.delivered(now, report.work, report.digests.len() as u32);
-                if member.pace.is_free() {
-                    member.owes_since = None;
-                }
+            if report.compute.is_some() {
+                self.delivered_late(now, id, report.work, report.digests.len() as u32);
             }
             return Err(stale);
         }
@@ -284,6 +281,34 @@ impl Machine {
             Work::Evaluation { .. } | Work::Inspection { .. } => self.arrived(now, id, work, node, effects)?,
         }
         Ok(())
+    }
+
+    fn computed(
+        &mut self,
+        now: Duration,
+        id: MemberId,
+        work: Work,
+        node: NodeId,
+        compute: Duration,
+    ) -> Result<(), Rejected> {
+        self.member(now, id)?.owes_since = Some(now);
+        match self.at_work(work) {
+            Ok(progress) => progress.computed(id, node, compute).ok_or(Rejected::Unexpected(node, id)),
+            Err(stale) => {
+                self.delivered_late(now, id, work, node.leaves().len() as u32);
+                Err(stale)
+            }
+        }
+    }
+
+    /// Leaves were computed too late to count, but that shows how fast the member is.
+    fn delivered_late(&mut self, now: Duration, id: MemberId, work: Work, leaves: u32) {
+        if let Some(member) = self.members.get_mut(id) {
+            member.pace.delivered(now, work, leaves);
+            if member.pace.is_free() {
+                member.owes_since = None;
+            }
+        }
     }
 
     fn arrived(

@@ -222,7 +222,7 @@ impl Progress {
             loss: left.loss + right.loss,
             samples: left.samples + right.samples,
         });
-        self.longest_compute = self.longest_compute.max(report.compute);
+        self.longest_compute = self.longest_compute.max(report.compute.unwrap_or_default());
         self.longest_download = self.longest_download.max(report.waited);
         Some(new)
     }
@@ -237,9 +237,17 @@ impl Progress {
         self.leaves.get(leaf as usize)?.credited
     }
 
-    /// Announced nodes that are not there yet, by their numbers of leaves.
-    pub(super) fn announced_leaves(&self) -> Vec<(MemberId, u32)> {
-        self.announced.iter().map(|(member, report)| (*member, report.digests.len() as u32)).collect()
+    /// Notes that the gradient of an announced node is computed, or returns `None` when the node was not announced.
+    pub(super) fn computed(&mut self, member: MemberId, node: NodeId, compute: Duration) -> Option<()> {
+        let (_, report) = self.announced.iter_mut().find(|(by, report)| *by == member && report.node == node)?;
+        report.compute = Some(compute);
+        Some(())
+    }
+
+    /// Announced nodes that are computed and not there yet, by their numbers of leaves.
+    pub(super) fn computed_leaves(&self) -> Vec<(MemberId, u32)> {
+        let computed = self.announced.iter().filter(|(_, report)| report.compute.is_some());
+        computed.map(|(member, report)| (*member, report.digests.len() as u32)).collect()
     }
 
     /// Loss and samples of the whole, once every leaf is delivered.

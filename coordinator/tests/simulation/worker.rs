@@ -18,6 +18,8 @@ pub(crate) struct Worker {
     tasks: VecDeque<(Work, NodeId, Handing)>,
     newest: Option<Work>,
     busy: Option<(u64, Work, NodeId, Handing)>,
+    /// Whether the node at hand is announced already.
+    announced: bool,
     jobs: u64,
     frozen: bool,
     cut_off: bool,
@@ -34,6 +36,8 @@ pub(crate) struct Computed {
     pub(crate) parameters: u64,
     /// Whether the work is not over, by what the worker knows.
     pub(crate) wanted: bool,
+    /// Whether it was announced before it was computed.
+    pub(crate) announced: bool,
 }
 
 impl Worker {
@@ -47,6 +51,7 @@ impl Worker {
             tasks: VecDeque::new(),
             newest: None,
             busy: None,
+            announced: false,
             jobs: 0,
             frozen: false,
             cut_off: false,
@@ -113,15 +118,31 @@ impl Worker {
         let at = self.tasks.iter().position(|(work, ..)| versions.contains_key(&work.version()))?;
         let (work, node, handing) = self.tasks.remove(at)?;
         self.jobs += 1;
+        self.announced = false;
         self.busy = Some((self.jobs, work, node, handing));
         Some((self.jobs, self.leaf_time * node.leaves().len() as u32))
     }
 
+    /// Announces the gradient at hand before it is computed, if there is one that may be.
+    pub(crate) fn announce(&mut self) -> Option<Computed> {
+        let (job, work, _, handing) = self.busy?;
+        let may_be = matches!(work, Work::Gradient { .. }) && handing == Handing::Summed;
+        let announced = self.at_hand(job).filter(|_| may_be)?;
+        self.announced = true;
+        Some(announced)
+    }
+
     /// A job's time is over.
     pub(crate) fn done(&mut self, job: u64) -> Option<Computed> {
-        let (_, work, node, handing) = self.busy.take_if(|(at, ..)| *at == job)?;
+        let computed = self.at_hand(job);
+        self.busy.take_if(|(at, ..)| *at == job);
+        computed
+    }
+
+    fn at_hand(&self, job: u64) -> Option<Computed> {
+        let (_, work, node, handing) = self.busy.filter(|(at, ..)| *at == job)?;
         let parameters = *self.versions.get(&work.version())?;
         let wanted = self.newest.is_none_or(|newest| newest.place() <= work.place());
-        Some(Computed { member: self.member?, work, node, handing, parameters, wanted })
+        Some(Computed { member: self.member?, work, node, handing, parameters, wanted, announced: self.announced })
     }
 }

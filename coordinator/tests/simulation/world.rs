@@ -76,7 +76,7 @@ impl Happening {
     fn is_bulk(&self) -> bool {
         matches!(
             self,
-            Self::Arrives(Event::Announced(..) | Event::Compared(..))
+            Self::Arrives(Event::Announced(..) | Event::Computed { .. } | Event::Compared(..))
                 | Self::Chunk { .. }
                 | Self::Told(_, ToMember::Parameters(_), _)
                 | Self::Parameters(..)
@@ -521,6 +521,12 @@ impl World {
         let worker = self.workers.get_mut(&process).expect("just found");
         if let Some((job, takes)) = worker.next() {
             self.after(takes, Happening::Done(process, job));
+            if self.random.below(2) == 0
+                && let Some(computing) = self.workers.get_mut(&process).and_then(Worker::announce)
+            {
+                let report = NodeReport { compute: None, ..self.report_of(&computing, &[]) };
+                self.on_lane(member, true, Happening::Arrives(Event::Announced(member, report)));
+            }
         }
     }
 
@@ -536,36 +542,46 @@ impl World {
 
     /// What a worker says about a node that it has computed.
     fn deliver(&mut self, computed: Computed, corrupt: bool) {
-        let Computed { member, work, node, handing, parameters, wanted } = computed;
+        let Computed { member, work, node, handing, parameters, wanted, announced } = computed;
+        let round = work.version();
+        let values: Vec<u64> =
+            (0..CHUNKS).map(|chunk| node_value(parameters, round, node, chunk) ^ u64::from(corrupt)).collect();
+        let report = self.report_of(&computed, &values);
+        if handing == Handing::Compared {
+            return self.on_lane(member, true, Happening::Arrives(Event::Compared(member, report)));
+        }
+        let event = match report.compute {
+            Some(compute) if announced => Event::Computed { member, work, node, compute },
+            _ => Event::Announced(member, report),
+        };
+        self.on_lane(member, true, Happening::Arrives(event));
+        if matches!(work, Work::Gradient { .. }) && wanted {
+            for (chunk, value) in values.into_iter().enumerate() {
+                self.on_lane(member, true, Happening::Chunk { member, round, node, chunk, value });
+            }
+        }
+    }
+
+    /// The report of a node whose gradient has these values.
+    fn report_of(&mut self, computed: &Computed, values: &[u64]) -> NodeReport {
+        let &Computed { work, node, handing, .. } = computed;
         let (mut samples, mut digests) = (0, Vec::new());
         for leaf in node.leaves() {
             let ids = self.expected.samples(work, leaf);
             samples += ids.len() as u32;
             digests.push(lockstep_common::shard::samples_digest(ids));
         }
-        let round = work.version();
-        let values: Vec<u64> =
-            (0..CHUNKS).map(|chunk| node_value(parameters, round, node, chunk) ^ u64::from(corrupt)).collect();
-        let report = NodeReport {
+        NodeReport {
             work,
             node,
             loss: 1.0,
             samples,
             digests,
-            compute: Duration::from_millis(1),
+            compute: Some(Duration::from_millis(1)),
             waited: Duration::ZERO,
             gradient: (handing != Handing::Summed)
                 .then(|| Digest(values.iter().fold(0, |sum, &v| sum << 64 | u128::from(v)))),
             finding: None,
-        };
-        if handing == Handing::Compared {
-            return self.on_lane(member, true, Happening::Arrives(Event::Compared(member, report)));
-        }
-        self.on_lane(member, true, Happening::Arrives(Event::Announced(member, report)));
-        if matches!(work, Work::Gradient { .. }) && wanted {
-            for (chunk, value) in values.into_iter().enumerate() {
-                self.on_lane(member, true, Happening::Chunk { member, round, node, chunk, value });
-            }
         }
     }
 

@@ -77,6 +77,9 @@ fn wire_up() {
     for (i, report) in examples(strategies::node_report()).into_iter().enumerate() {
         write("wire_up", &format!("announce-{i}"), &exchange(FromWorker::Announce(report))[0]);
     }
+    for (i, computed) in examples(strategies::computed()).into_iter().enumerate() {
+        write("wire_up", &format!("computed-{i}"), &exchange(computed)[0]);
+    }
     for (i, chunk) in examples(strategies::node_chunk()).into_iter().enumerate() {
         write("wire_up", &format!("chunk-{i}"), &exchange(FromWorker::NodeChunk(chunk))[0]);
     }

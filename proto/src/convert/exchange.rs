@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_common::kernel::Precision;
-use lockstep_common::protocol::{self, Finding, FromWorker, MAX_NAMED_SAMPLES, MemberId, NodeReport, ToWorker};
+use lockstep_common::protocol::{self, Finding, FromWorker, MAX_NAMED_SAMPLES, MemberId, NodeReport, ToWorker, Work};
 use lockstep_common::reduce::NodeId;
 
 use super::session::out_of_order;
@@ -18,7 +18,7 @@ use crate::wire_error::{Fault, WireError};
 pub enum ExchangeUp {
     /// Whose data follows.
     Hello(Hello),
-    /// A later message for the coordinator: `Announce` or `NodeChunk`.
+    /// A later message for the coordinator: about a node, or a chunk of its gradient.
     Message(FromWorker),
     /// A node's gradient lies in a slot of the gradients' region.
     NodeSlot {
@@ -83,6 +83,11 @@ impl TryFrom<v1::ExchangeRequest> for ExchangeUp {
             Wire::NodeChunk(chunk) => Self::Message(FromWorker::NodeChunk(chunk.try_into()?)),
             Wire::Announce(report) => Self::Message(FromWorker::Announce(report.try_into()?)),
             Wire::Compared(report) => Self::Message(FromWorker::Compared(report.try_into()?)),
+            Wire::Computed(v1::Computed { work, node, compute_micros }) => Self::Message(FromWorker::Computed {
+                work: required("Computed", "work", work)?,
+                node: required("Computed", "node", node)?,
+                compute: Duration::from_micros(compute_micros),
+            }),
             Wire::NodeSlot(v1::NodeSlot { round, node, slot }) => {
                 Self::NodeSlot { round, node: required("NodeSlot", "node", node)?, slot }
             }
@@ -142,6 +147,12 @@ impl From<MemberId> for v1::ExchangeRequest {
     }
 }
 
+/// The message that the gradient of an announced node is computed.
+pub(super) fn computed(work: Work, node: NodeId, compute: Duration) -> v1::ExchangeRequest {
+    let message = v1::Computed { work: Some(work.into()), node: Some(node.into()), compute_micros: micros(compute) };
+    v1::ExchangeRequest { message: Some(exchange_request::Message::Computed(message)) }
+}
+
 /// The message that a node's gradient lies in a slot.
 pub fn node_slot(round: u64, node: NodeId, slot: u32) -> v1::ExchangeRequest {
     let message = v1::NodeSlot { round, node: Some(node.into()), slot };
@@ -179,7 +190,7 @@ impl From<&NodeReport> for v1::Announce {
             loss: Some(report.loss),
             samples: report.samples,
             digests: digests.into(),
-            compute_micros: micros(report.compute),
+            compute_micros: report.compute.map(micros),
             waited_micros: micros(report.waited),
             gradient: report.gradient.map(digest_bytes),
             finding: report.finding.as_ref().map(Into::into),
@@ -235,7 +246,7 @@ impl TryFrom<v1::Announce> for NodeReport {
             loss: report.loss.ok_or_else(|| WireError::missing(M, "loss"))?,
             samples: report.samples,
             digests: digests.iter().map(|bytes| digest(bytes)).collect::<Result<_, _>>().at(M, "digests")?,
-            compute: Duration::from_micros(report.compute_micros),
+            compute: report.compute_micros.map(Duration::from_micros),
             waited: Duration::from_micros(report.waited_micros),
             gradient: report.gradient.map(|bytes| digest(&bytes)).transpose().at(M, "gradient")?,
             finding: report.finding.map(Finding::try_from).transpose().map_err(|error| error.within(M, "finding"))?,

@@ -9,7 +9,7 @@ use lockstep_common::shared_memory::FloatBuffer;
 
 use super::assignment::assign_messages;
 use super::clip;
-use super::exchange::{compared, node_chunk_in, parameter_chunk_in};
+use super::exchange::{compared, computed, node_chunk_in, parameter_chunk_in};
 use crate::chunk::{shared_to_bytes, to_bytes, to_halves};
 use crate::limits::MAX_TEXT_BYTES;
 use crate::v1::{self, session_request, session_response};
@@ -38,10 +38,13 @@ impl From<FromWorker> for Upward {
             FromWorker::NodeChunk(chunk) => Self::Exchange(Box::new(std::iter::once((&chunk).into()))),
             FromWorker::Announce(report) => Self::Exchange(Box::new(std::iter::once((&report).into()))),
             // The last layers first: their gradients were ready first, and so are their chunks at the coordinator.
-            FromWorker::NodeWhole { round, node, gradient, precision } => {
+            FromWorker::NodePart { round, node, chunk: first, gradient, precision } => {
                 Self::Exchange(Box::new(chunks(gradient.len()).rev().map(move |(i, range)| {
-                    node_chunk_in(precision, round, node, i, part(&gradient, range, precision))
+                    node_chunk_in(precision, round, node, first + i, part(&gradient, range, precision))
                 })))
+            }
+            FromWorker::Computed { work, node, compute } => {
+                Self::Exchange(Box::new(std::iter::once(computed(work, node, compute))))
             }
         }
     }

@@ -258,8 +258,16 @@ pub fn node_chunk() -> impl Strategy<Value = NodeChunk> {
 
 pub fn node_report() -> impl Strategy<Value = NodeReport> {
     let node = (0u8..6, any::<u32>()).prop_map(|(level, index)| NodeId { level, index: index % (1 << 10) });
-    (work(), node, any::<f64>(), any::<u32>(), any::<u64>(), (duration(), duration()), option::of(finding())).prop_map(
-        |(work, node, loss, samples, seed, (compute, waited), finding)| NodeReport {
+    (
+        work(),
+        node,
+        any::<f64>(),
+        any::<u32>(),
+        any::<u64>(),
+        (option::of(duration()), duration()),
+        option::of(finding()),
+    )
+        .prop_map(|(work, node, loss, samples, seed, (compute, waited), finding)| NodeReport {
             work,
             node,
             loss,
@@ -269,8 +277,11 @@ pub fn node_report() -> impl Strategy<Value = NodeReport> {
             waited,
             gradient: (seed % 2 == 0).then(|| Digest::of(&seed.to_le_bytes())),
             finding,
-        },
-    )
+        })
+}
+
+pub fn computed() -> impl Strategy<Value = FromWorker> {
+    (work(), node(), duration()).prop_map(|(work, node, compute)| FromWorker::Computed { work, node, compute })
 }
 
 fn finding() -> impl Strategy<Value = Finding> {
