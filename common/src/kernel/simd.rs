@@ -12,9 +12,11 @@ pub(super) mod x86;
 pub trait Simd: Copy {
     /// Floats in a vector.
     const LANES: usize;
-    /// Products that a tile's loop takes between two branches. Where that was measured (AVX2 on a Zen 3, AVX-512 on an Intel
-    /// core), four are mostly faster than one, up to 1.2 times; slower for sums of fewer than a dozen products.
-    const UNROLLED: usize;
+    /// Products that the loop of a tile takes between two branches, where the tile is one vector of columns wide, two, three
+    /// or four. Where that was measured (AVX2 on a Zen 3, AVX-512 on an Intel core and a Zen 5), four are mostly faster than
+    /// one for the widest tiles, up to 1.2 times; slower for narrow ones with AVX-512 (0.6 to 0.98 times), and for sums of
+    /// fewer than a dozen products.
+    const UNROLLED: [usize; 4];
     /// A vector.
     type Vector: Copy;
 
@@ -51,7 +53,7 @@ pub(super) struct Scalar;
 // SAFETY (whole impl): pointers are valid for the lanes named, by the trait's contract; no special instructions.
 impl Simd for Scalar {
     const LANES: usize = 8;
-    const UNROLLED: usize = 1;
+    const UNROLLED: [usize; 4] = [1; 4];
     type Vector = [f32; 8];
 
     #[inline(always)]

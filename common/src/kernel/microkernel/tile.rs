@@ -252,10 +252,10 @@ unsafe fn products<P: Products, const R: usize, const V: usize>(
     depth: usize,
     acc: &mut Accumulators<P, R, V>,
 ) {
-    repeat!(depth, P::Sums::UNROLLED, {
+    repeat!(depth, P::Sums::UNROLLED[V - 1], {
         // SAFETY: operands are readable by the caller's promise.
         unsafe { product::<P, R, V>(a_rows, block.b, *at, acc) }
-        at.advance::<P>(block);
+        at.advance::<P, V>(block);
     });
 }
 
@@ -273,12 +273,12 @@ impl Distance {
         Self { a: self.a + run.a as isize, b: self.b + (run.b as usize * block.b_stride) as isize }
     }
 
-    /// One product further.
+    /// One product further, in a tile that is `V` vectors wide.
     #[inline(always)]
-    pub(super) fn advance<P: Products>(&mut self, block: &Block<'_, P::Element>) {
+    pub(super) fn advance<P: Products, const V: usize>(&mut self, block: &Block<'_, P::Element>) {
         self.a += block.a_step as isize;
         self.b += block.b_stride as isize;
-        if P::Sums::UNROLLED > 1 {
+        if P::Sums::UNROLLED[V - 1] > 1 {
             *self = Self { a: opaque(self.a), b: opaque(self.b) };
         }
     }

@@ -167,9 +167,9 @@ unsafe fn segment<P: Products, const R: usize, const V: usize>(
     // SAFETY: operands are readable by the caller's promise.
     unsafe {
         let mut sums = [[P::Sums::splat(0.0); V]; R];
-        repeat!(depth, P::Sums::UNROLLED, {
+        repeat!(depth, P::Sums::UNROLLED[V - 1], {
             product::<P, R, V>(&rows, begin.b, at, &mut sums);
-            at.advance::<P>(block);
+            at.advance::<P, V>(block);
         });
         sums
     }
@@ -191,19 +191,19 @@ unsafe fn pair<P: Products, const R: usize, const V: usize>(
     unsafe {
         let zeros = [[P::Sums::splat(0.0); V]; R];
         let (mut left, mut right) = (zeros, zeros);
-        repeat!(both, P::Sums::UNROLLED.div_ceil(2), {
+        repeat!(both, P::Sums::UNROLLED[V - 1].div_ceil(2), {
             product::<P, R, V>(&first_rows, first.b, at, &mut left);
             product::<P, R, V>(&second_rows, second.b, at, &mut right);
-            at.advance::<P>(block);
+            at.advance::<P, V>(block);
         });
         let mut more = at;
         for _ in both..depths[0] {
             product::<P, R, V>(&first_rows, first.b, more, &mut left);
-            more.advance::<P>(block);
+            more.advance::<P, V>(block);
         }
         for _ in both..depths[1] {
             product::<P, R, V>(&second_rows, second.b, at, &mut right);
-            at.advance::<P>(block);
+            at.advance::<P, V>(block);
         }
         [left, right]
     }

@@ -11,7 +11,7 @@ pub(in crate::kernel) struct Neon;
 // SAFETY (every block below): NEON is part of aarch64; pointers are valid for the lanes named.
 impl Simd for Neon {
     const LANES: usize = 4;
-    const UNROLLED: usize = 1;
+    const UNROLLED: [usize; 4] = [1; 4];
     type Vector = float32x4_t;
 
     #[inline(always)]

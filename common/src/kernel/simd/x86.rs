@@ -11,7 +11,7 @@ pub(in crate::kernel) struct Avx2;
 // SAFETY (every block below): the caller guarantees AVX2 and FMA, and pointers valid for the lanes named.
 impl Simd for Avx2 {
     const LANES: usize = 8;
-    const UNROLLED: usize = 4;
+    const UNROLLED: [usize; 4] = [4; 4];
     type Vector = __m256;
 
     #[inline(always)]
@@ -132,7 +132,7 @@ pub struct Avx512;
 // SAFETY (every block below): the caller guarantees AVX-512 F, and pointers valid for the lanes named.
 impl Simd for Avx512 {
     const LANES: usize = 16;
-    const UNROLLED: usize = 4;
+    const UNROLLED: [usize; 4] = [1, 1, 1, 4];
     type Vector = __m512;
 
     #[inline(always)]
