@@ -659,3 +659,46 @@ fn a_full_run_lets_in_nobody_but_those_that_come_back() {
     assert!(refusal.to_string().contains("has 2 workers already"), "{refusal}");
     assert!(admitted(&join(2)), "it takes the place of its earlier incarnation");
 }
+
+/// Scenario: of two members, one announces the node of its two leaves before their gradient is whole, and is so late with
+/// that that the other one computes them too and ends the round. Property: what is known of its speed is the time that went
+/// by without a gradient, as if it had announced nothing; had it said that the gradient is computed, that is for two leaves.
+#[test]
+fn an_announcement_before_the_end_tells_no_speed() {
+    const LATE: Duration = Duration::from_millis(500);
+    let leaf_time = |announces: bool, computes: bool| {
+        let mut world = World::new(spec(64, 0, 16, 4, 2), 1);
+        while world.workers.len() < 2 {
+            world.join();
+        }
+        let of_two = |(_, worker): &(&MemberId, &Worker)| worker.tasks[0].1.leaves().len() == 2;
+        let (&slow, worker) = world.workers.iter().find(of_two).expect("four leaves of two members");
+        let (work, node) = worker.tasks[0];
+        let quick = *world.workers.keys().find(|id| **id != slow).expect("two members");
+        if announces {
+            let report = NodeReport { compute: None, ..world.report(work, node) };
+            world.step(Event::Announced(slow, report));
+        }
+        if computes {
+            world.step(Event::Computed { member: slow, work, node, compute: Duration::from_millis(3) });
+        }
+        for time in [Duration::from_millis(10), LATE] {
+            world.now = time;
+            world.step(Event::Tick);
+            while let Some((work, node)) = world.workers.get_mut(&quick).and_then(|worker| worker.tasks.pop()) {
+                let report = world.report(work, node);
+                world.step(Event::Announced(quick, report));
+                world.step(Event::Arrived { member: quick, work, node });
+            }
+        }
+        let (round, parameters, took) = (0, Digest(100), Aggregation::default());
+        world.step(Event::Reduced { round, gradient_norm: 1.0, parameters, stepped: true, took });
+        assert_eq!(world.records.len(), 1, "the round is over");
+        let (_, member) = world.machine.members().find(|(id, _)| *id == slow).expect("it is still there");
+        member.pace.leaf_time()
+    };
+    let late = LATE.as_secs_f64();
+    assert_eq!(leaf_time(false, false), Some(late));
+    assert_eq!(leaf_time(true, false), Some(late));
+    assert_eq!(leaf_time(true, true), Some(late / 2.0));
+}
