@@ -392,7 +392,7 @@ impl World {
             let Upload { member, node, .. } = upload;
             let work = Work::Gradient { round };
             self.step(Event::Computed { member, work, node, compute: Duration::from_millis(2) });
-            self.step(Event::Arrived { member, work: Work::Gradient { round }, node });
+            self.step(Event::Arrived { member, work, node });
         }
         if complete {
             self.reduced = Some(round);
@@ -701,4 +701,35 @@ fn an_announcement_before_the_end_tells_no_speed() {
     assert_eq!(leaf_time(false, false), Some(late));
     assert_eq!(leaf_time(true, false), Some(late));
     assert_eq!(leaf_time(true, true), Some(late / 2.0));
+}
+
+/// Scenario: a member has delivered all of a round, and the run waits for another one. Then an announcement of that round
+/// comes, whose gradient was not whole, and nothing for a long time. Property: the member owes nothing, and stays.
+#[test]
+fn a_late_announcement_of_what_is_not_computed_makes_no_debt() {
+    let mut world = World::new(spec(64, 0, 16, 4, 2), 1);
+    while world.workers.len() < 2 {
+        world.join();
+    }
+    let members: Vec<MemberId> = world.workers.keys().copied().collect();
+    let [stays, leaves] = members[..] else { panic!("{members:?}") };
+    world.step(Event::Lost(leaves, "killed".into()));
+    let mut report = None;
+    while let Some((work, node)) = world.workers.get_mut(&stays).and_then(|worker| worker.tasks.pop()) {
+        let of_node = report.insert(world.report(work, node)).clone();
+        world.step(Event::Announced(stays, of_node));
+        world.step(Event::Arrived { member: stays, work, node });
+    }
+    let (round, parameters, took) = (0, Digest(100), Aggregation::default());
+    world.step(Event::Reduced { round, gradient_norm: 1.0, parameters, stepped: true, took });
+    assert_eq!(world.records.len(), 1, "the round is over");
+    let report = NodeReport { compute: None, ..report.expect("it had work") };
+    world.step(Event::Announced(stays, report));
+    for _ in 0..100 {
+        world.now += world.spec.lease_timeout / 2;
+        world.step(Event::Heartbeat(stays));
+        world.step(Event::Tick);
+    }
+    assert!(world.now > world.spec.work_timeout, "long enough");
+    assert_eq!(world.machine.members().map(|(id, _)| id).collect::<Vec<_>>(), [stays]);
 }

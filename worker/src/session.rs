@@ -369,12 +369,11 @@ mod tests {
     }
 
     impl Session {
-        fn begin() -> Self {
-            let spec = example::spec();
+        fn begin(spec: &RunSpec, handover: Handover) -> Self {
             let (messages, incoming) = mpsc::unbounded_channel();
-            let shards = ShardSource::Local(example::data(&spec));
-            let (transport, sent) = transport(&spec, Box::pin(UnboundedReceiverStream::new(incoming)), shards);
-            let end = tokio::spawn(run(transport, COMPUTE, Leave::never()));
+            let shards = ShardSource::Local(example::data(spec));
+            let (transport, sent) = transport(spec, Box::pin(UnboundedReceiverStream::new(incoming)), shards);
+            let end = tokio::spawn(run(Transport { handover, ..transport }, COMPUTE, Leave::never()));
             Self { messages, sent, end, parameters: spec.model.layout.parameters() }
         }
 
@@ -420,7 +419,7 @@ mod tests {
     /// a word, and the worker takes part in the next round.
     #[tokio::test]
     async fn an_assignment_that_a_new_division_of_shards_overtakes_is_dropped() {
-        let mut session = Session::begin();
+        let mut session = Session::begin(&example::spec(), Handover::InProcess);
         session.keep(1, 0);
         session.has_cached(1, 0).await;
         session.assign(0, 0);
@@ -442,5 +441,30 @@ mod tests {
         session.tell(ToWorker::Finished { reason: "enough".to_owned() });
         let end = session.end.await.expect("no panic").expect("a known model");
         assert!(matches!(end, SessionEnd::Finished(_)), "{end:?}");
+    }
+
+    /// Scenario: a gradient is sent while it is computed. Property: it is announced without a time, and the time that all of
+    /// it took comes before its last part, which completes it.
+    #[tokio::test]
+    async fn the_time_that_a_gradient_took_comes_before_its_last_part() {
+        let mut session = Session::begin(&example::spec_of("dense", 16), Handover::Sent);
+        session.keep(1, 0);
+        session.has_cached(1, 0).await;
+        session.parameters(0);
+        session.assign(0, 0);
+        let answer = session.answer().await;
+        let FromWorker::Announce(NodeReport { compute: None, .. }) = answer else { panic!("{answer:?}") };
+        let mut before = Vec::new();
+        let took = loop {
+            match session.answer().await {
+                FromWorker::NodePart { chunk, .. } => before.push(chunk),
+                FromWorker::Computed { node, compute, .. } => break (node, compute),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(took.0 == NodeId::leaf(0) && took.1 > Duration::ZERO, "{took:?}");
+        assert!(!before.is_empty() && before.is_sorted_by(|a, b| a > b) && !before.contains(&0), "{before:?}");
+        let answer = session.answer().await;
+        let FromWorker::NodePart { chunk: 0, .. } = answer else { panic!("{answer:?}") };
     }
 }

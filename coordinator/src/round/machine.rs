@@ -250,9 +250,9 @@ impl Machine {
         let member = self.member(now, id)?;
         member.owes_since = Some(now);
         if let Err(stale) = self.at_work(report.work) {
-            if report.compute.is_some() {
-                self.delivered_late(now, id, report.work, report.digests.len() as u32);
-            }
+            // A gradient that is still being computed is no leaf yet.
+            let leaves = report.compute.map_or(0, |_| report.digests.len());
+            self.delivered_late(now, id, report.work, leaves as u32);
             return Err(stale);
         }
         if let Err(reason) = self.expected.check(&report) {
@@ -291,14 +291,16 @@ impl Machine {
         node: NodeId,
         compute: Duration,
     ) -> Result<(), Rejected> {
-        self.member(now, id)?.owes_since = Some(now);
+        self.member(now, id)?;
         match self.at_work(work) {
-            Ok(progress) => progress.computed(id, node, compute).ok_or(Rejected::Unexpected(node, id)),
+            Ok(progress) => progress.computed(id, node, compute).ok_or(Rejected::Unexpected(node, id))?,
             Err(stale) => {
                 self.delivered_late(now, id, work, node.leaves().len() as u32);
-                Err(stale)
+                return Err(stale);
             }
         }
+        self.member(now, id)?.owes_since = Some(now);
+        Ok(())
     }
 
     /// Leaves were computed too late to count, but that shows how fast the member is.
