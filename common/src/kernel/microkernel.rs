@@ -63,27 +63,27 @@ pub(super) enum Finish {
 /// The repeats come in *segments*. If there are several, a power of two, each is a sum of its own from 0, and they are
 /// added as a perfect binary tree, left + right, before `finish`. Then each segment must be one long stretch (a single run,
 /// in which repeats follow each other), and the operands of the rows of a tile must adjoin.
-pub(super) struct Block<'a, E> {
-    pub a: *const E,
-    pub b: *const E,
-    pub c: *mut f32,
-    pub rows: &'a [Row],
-    pub runs: &'a [Run],
+pub struct Block<'a, E> {
+    pub(super) a: *const E,
+    pub(super) b: *const E,
+    pub(super) c: *mut f32,
+    pub(super) rows: &'a [Row],
+    pub(super) runs: &'a [Run],
     /// How often each segment goes through the runs.
-    pub segments: &'a [usize],
+    pub(super) segments: &'a [usize],
     /// Offsets of a repeat (in elements of `a`, in rows of `b`).
-    pub a_repeat: usize,
-    pub b_repeat: usize,
-    pub a_step: usize,
-    pub b_stride: usize,
+    pub(super) a_repeat: usize,
+    pub(super) b_repeat: usize,
+    pub(super) a_step: usize,
+    pub(super) b_stride: usize,
     /// At most [`panel_widths`]' widest.
-    pub columns: usize,
-    pub start: Start,
-    pub finish: Finish,
+    pub(super) columns: usize,
+    pub(super) start: Start,
+    pub(super) finish: Finish,
     /// On which instruction set the sums of several segments, and of their tree, are rounded to bfloat16, if they are.
-    pub rounded_on: Option<Isa>,
+    pub(super) rounded_on: Option<Isa>,
     /// What to fetch meanwhile, if segments are stretches.
-    pub ahead: Option<Ahead>,
+    pub(super) ahead: Option<Ahead>,
 }
 
 /// Widths into which columns are cut for an instruction set, widest first. Whole vectors of `b` are read up to such a
@@ -153,6 +153,16 @@ pub(super) fn panel_width(isa: Isa, columns: usize) -> usize {
 /// elements of `b` from the start of its row; `columns` floats from each row's place in `c` must be readable and writable by
 /// this call alone, and readable in the bias and in the gate where there is one.
 pub(super) unsafe fn run<E: Element>(isa: Isa, block: &Block<'_, E>) -> bool {
+    // SAFETY: the caller's promises are the callee's.
+    unsafe { E::compute(isa, block) }
+}
+
+/// What [`Element::compute`] does.
+///
+/// # Safety
+/// As for [`run`].
+#[inline(always)]
+pub(super) unsafe fn compute<E: Element>(isa: Isa, block: &Block<'_, E>) -> bool {
     let is_tree = block.segments.len() > 1;
     match isa.kind() {
         // SAFETY: the caller's promises are the callee's.

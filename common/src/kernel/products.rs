@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 
 use super::bf16::{self, Bf16Pair};
 use super::isa::Isa;
+use super::microkernel::{self, Block};
 use super::simd::Simd;
 
 /// A kind of operands on an instruction set. (Public, as what the sealed [`Element`] names must be.)
@@ -282,6 +283,14 @@ pub trait Element: bytemuck::Pod + Send + Sync {
     /// Whether there are such instructions, and they give the right bits.
     #[cfg(target_arch = "x86_64")]
     fn has_instruction() -> bool;
+
+    /// Computes a block. An implementation is no generic function, so that all its tiles are compiled with this crate, and not
+    /// again with each that uses a plan.
+    ///
+    /// # Safety
+    /// As for the microkernel's `run`.
+    #[doc(hidden)]
+    unsafe fn compute(isa: Isa, block: &Block<'_, Self>) -> bool;
 }
 
 impl Element for f32 {
@@ -294,6 +303,11 @@ impl Element for f32 {
     fn has_instruction() -> bool {
         false
     }
+
+    unsafe fn compute(isa: Isa, block: &Block<'_, Self>) -> bool {
+        // SAFETY: the caller's promises are the callee's.
+        unsafe { microkernel::compute(isa, block) }
+    }
 }
 
 impl Element for Bf16Pair {
@@ -304,5 +318,10 @@ impl Element for Bf16Pair {
     #[cfg(target_arch = "x86_64")]
     fn has_instruction() -> bool {
         is_exact()
+    }
+
+    unsafe fn compute(isa: Isa, block: &Block<'_, Self>) -> bool {
+        // SAFETY: the caller's promises are the callee's.
+        unsafe { microkernel::compute(isa, block) }
     }
 }
