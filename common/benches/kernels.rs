@@ -7,7 +7,7 @@ use lockstep_common::kernel::contraction::{
     After, ChannelCounts, Crew, Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient, Direction,
     Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands, SLACK,
 };
-use lockstep_common::kernel::elementwise::{self, AdamSlices};
+use lockstep_common::kernel::elementwise::{self, AdamSlices, SquareSum};
 use lockstep_common::kernel::{AlignedFloats, Isa, Precision, probe};
 use lockstep_common::model::{Padding, Pair, preset};
 use lockstep_common::nn::{Loss, Network, Weights, initial_parameters};
@@ -244,7 +244,7 @@ const PRESETS: [&str; 4] = ["article", "dense", "wide", "conv"];
 /// A network with everything that it computes with.
 struct Subject {
     network: Network,
-    parameters: Vec<f32>,
+    parameters: AlignedFloats,
     packed: AlignedFloats,
 }
 
@@ -279,7 +279,7 @@ fn leaf(bencher: Bencher<'_, '_>, name: &str) {
 fn pack(bencher: Bencher<'_, '_>, name: &str) {
     let Subject { network, parameters, mut packed } = Subject::new(name);
     bencher
-        .counter(BytesCount::of_slice(&parameters))
+        .counter(BytesCount::of_many::<f32>(parameters.len()))
         .bench_local(|| network.pack(black_box(&parameters), &mut packed));
 }
 
@@ -309,6 +309,6 @@ fn adam_step(bencher: Bencher<'_, '_>, len: usize) {
             second_moment: &mut moments.second,
             updated: &mut updated,
         };
-        adam::apply(Isa::best(), step, slices);
+        adam::apply(Isa::best(), step, slices, &mut SquareSum::default());
     });
 }

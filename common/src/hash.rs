@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
-use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+use twox_hash::xxhash3_128::{DEFAULT_SECRET_LENGTH, Hasher, RawHasher, SecretBuffer};
 
 /// A fast, non-cryptographic 128-bit digest (XXH3), shown as 32 hexadecimal digits.
 ///
@@ -15,7 +15,7 @@ pub struct Digest(pub u128);
 impl Digest {
     /// The digest of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
-        Self(xxh3_128(bytes))
+        Self(Hasher::oneshot(bytes))
     }
 
     /// The digest of the little-endian bytes of `values`.
@@ -27,28 +27,33 @@ impl Digest {
 }
 
 /// Builds a [`Digest`] from pieces; the pieces' boundaries do not matter.
-#[derive(Default)]
-pub struct DigestBuilder(Xxh3);
+pub struct DigestBuilder(RawHasher<&'static [u8; DEFAULT_SECRET_LENGTH]>);
+
+impl Default for DigestBuilder {
+    fn default() -> Self {
+        Self(RawHasher::new(SecretBuffer::default()))
+    }
+}
 
 impl DigestBuilder {
     /// Appends bytes.
     pub fn bytes(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
+        self.0.write(bytes);
     }
 
     /// Appends a number, little-endian.
     pub fn number(&mut self, value: u64) {
-        self.0.update(&value.to_le_bytes());
+        self.0.write(&value.to_le_bytes());
     }
 
     /// Appends the little-endian bytes of `values`.
     pub fn floats(&mut self, values: &[f32]) {
-        for_le_bytes(values, |bytes| self.0.update(bytes));
+        for_le_bytes(values, |bytes| self.0.write(bytes));
     }
 
     /// The digest of everything appended.
     pub fn finish(&self) -> Digest {
-        Digest(self.0.digest128())
+        Digest(self.0.finish_128())
     }
 }
 

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lockstep_common::kernel::Isa;
-use lockstep_common::kernel::elementwise::AdamSlices;
+use lockstep_common::kernel::elementwise::{AdamSlices, SquareSum};
 use lockstep_common::model::{ModelSpec, ResolvedModel};
 use lockstep_common::nn::{Loss, Network, Weights};
 use lockstep_common::optim::adam::{self, Adam, Moments};
@@ -91,7 +91,7 @@ fn check(case: &Case, isa: Isa, comparison: &mut Comparison) {
             second_moment: &mut moments.second,
             updated: &mut updated,
         };
-        adam::apply(isa, Adam::default().step(step, case.samples), slices);
+        adam::apply(isa, Adam::default().step(step, case.samples), slices, &mut SquareSum::default());
         std::mem::swap(&mut parameters, &mut updated);
     }
     for entry in case.model.layout.entries() {

@@ -1,5 +1,6 @@
 //! Floats as bytes: little-endian, checked, and copied at most once each way.
 
+use std::hash::Hasher as _;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -7,26 +8,26 @@ use bytes::Bytes;
 use lockstep_common::kernel::{Isa, Precision, bf16};
 use lockstep_common::protocol::{CHUNK_FLOATS, Samples};
 use lockstep_common::shared_memory::FloatBuffer;
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use twox_hash::xxhash3_64::{Hasher, RawHasher, SecretBuffer};
 
 use crate::limits::CHUNK_BYTES;
 use crate::wire_error::Fault;
 
 /// The checksum of a message's data.
 pub fn checksum(data: &[u8]) -> u64 {
-    xxh3_64(data)
+    Hasher::oneshot(data)
 }
 
 /// The checksum of a piece of samples: the ids, little-endian, then the data.
 pub fn samples_checksum(ids: &[u32], data: &[u8]) -> u64 {
-    let mut hasher = Xxh3::new();
+    let mut hasher = RawHasher::new(SecretBuffer::default());
     if cfg!(target_endian = "little") {
-        hasher.update(bytemuck::cast_slice(ids));
+        hasher.write(bytemuck::cast_slice(ids));
     } else {
-        ids.iter().for_each(|id| hasher.update(&id.to_le_bytes()));
+        ids.iter().for_each(|id| hasher.write(&id.to_le_bytes()));
     }
-    hasher.update(data);
-    hasher.digest()
+    hasher.write(data);
+    hasher.finish()
 }
 
 /// Floats as bytes: one copy.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use lockstep_common::kernel::elementwise::AdamSlices;
+use lockstep_common::kernel::elementwise::{AdamSlices, SquareSum};
 use lockstep_common::kernel::{AlignedFloats, Arithmetic};
 use lockstep_common::model::ResolvedModel;
 use lockstep_common::nn::{Buffers, LeafSource, Loss, Network, NodeSum, Weights, initial_parameters, subtree};
@@ -153,7 +153,7 @@ fn one_step(network: &Network, samples: &RandomSamples, buffers: &Buffers, state
         .zip(moments.second.par_chunks_mut(CHUNK_FLOATS))
         .for_each(|((((updated, parameters), gradient_sum), first_moment), second_moment)| {
             let slices = AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated };
-            adam::apply(network.isa(), adam, slices);
+            adam::apply(network.isa(), adam, slices, &mut SquareSum::default());
         });
     std::mem::swap(parameters, updated);
     let done = Instant::now();

@@ -27,20 +27,34 @@ fn gate(gate: f32, value: f32) -> f32 {
     if gate <= 0.0 { 0.0 } else { value }
 }
 
+/// Moments below this, 2^-100, have faded away.
+const FADED: f32 = 1.0 / (1u128 << 100) as f32;
+
+/// 0 for a moment that has faded away. NaN stays.
+///
+/// Where no gradient comes any more, moments would become denormal numbers in the end and, since their decay is rounded, some
+/// would stay that for ever. Processors may take ten times as long for those, and as long for products with learning rates.
+#[inline(always)]
+fn unless_faded(moment: f32) -> f32 {
+    if moment.abs() < FADED { 0.0 } else { moment }
+}
+
 /// How far ahead of a step of Adam its streams are fetched, in floats: 48 cache lines.
 const ADAM_AHEAD: usize = 768;
 
-/// A step of Adam for `count` parameters; if the compiler knows how many, it makes vectors of them.
+/// A step of Adam for `count` parameters, and the squares of their gradient sums; if the compiler knows how many there are,
+/// it makes vectors of them.
 #[inline(always)]
-fn adam_line(step: AdamStep, line: AdamSlices<'_>, count: usize) {
+fn adam_line(step: AdamStep, line: AdamSlices<'_>, count: usize, squares: &mut [f64; LANES]) {
     let (parameters, gradient_sum) = (&line.parameters[..count], &line.gradient_sum[..count]);
     let (first_moment, second_moment) = (&mut line.first_moment[..count], &mut line.second_moment[..count]);
     let updated = &mut line.updated[..count];
     for i in 0..count {
         let (m, v) = (&mut first_moment[i], &mut second_moment[i]);
+        squares[i] += f64::from(gradient_sum[i]) * f64::from(gradient_sum[i]);
         let gradient = gradient_sum[i] * step.inverse_samples;
-        *m = (gradient - *m).mul_add(step.one_minus_beta_1, *m);
-        *v = gradient.mul_add(gradient, -*v).mul_add(step.one_minus_beta_2, *v);
+        *m = unless_faded((gradient - *m).mul_add(step.one_minus_beta_1, *m));
+        *v = unless_faded(gradient.mul_add(gradient, -*v).mul_add(step.one_minus_beta_2, *v));
         let denominator = v.sqrt().mul_add(step.root_scale, step.epsilon);
         updated[i] = parameters[i] - step.rate * *m / denominator;
     }
@@ -240,10 +254,12 @@ per_isa! {
         *lanes = sums;
     }
 
-    /// One step of Adam for a stretch of parameters; see [`crate::optim::adam`] for the formula.
-    pub fn adam(step: AdamStep, state: AdamSlices<'_>) {
+    /// One step of Adam for a stretch of parameters; see [`crate::optim::adam`] for the formula. The squares of the gradient
+    /// sum are added as by [`SquareSum::add`]: the processor has time for them while it divides and takes roots.
+    pub fn adam(step: AdamStep, state: AdamSlices<'_>, squares: &mut SquareSum) {
         let AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated } = state;
         let write_ahead = WriteAhead::new();
+        let mut lanes = squares.0;
         let read = parameters.chunks(LINE).zip(gradient_sum.chunks(LINE));
         let written = first_moment.chunks_mut(LINE).zip(second_moment.chunks_mut(LINE)).zip(updated.chunks_mut(LINE));
         for ((parameters, gradient_sum), ((first_moment, second_moment), updated)) in read.zip(written) {
@@ -256,10 +272,11 @@ per_isa! {
             }
             let line = AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated };
             match line.parameters.len() {
-                LINE => adam_line(step, line, LINE),
-                some => adam_line(step, line, some),
+                LINE => adam_line(step, line, LINE, &mut lanes),
+                some => adam_line(step, line, some, &mut lanes),
             }
         }
+        squares.0 = lanes;
     }
 
     /// Copies `count` columns, from column `start` on, of rows that are `columns` wide to rows that are `width` apart.

@@ -28,6 +28,13 @@ pub trait Simd: Copy {
     unsafe fn store(to: *mut f32, vector: Self::Vector);
     /// Writes the first `lanes` (at most `LANES`) floats.
     unsafe fn store_partial(to: *mut f32, vector: Self::Vector, lanes: usize);
+    /// Writes `LANES` floats to an address that is a multiple of a vector's size, without bringing its line into the caches where
+    /// there is an instruction for that.
+    #[inline(always)]
+    unsafe fn store_past_caches(to: *mut f32, vector: Self::Vector) {
+        // SAFETY: the caller's promise.
+        unsafe { Self::store(to, vector) }
+    }
     /// The same float in every lane.
     unsafe fn splat(value: f32) -> Self::Vector;
     /// `a + b`

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lockstep_common::hash::{Digest, DigestBuilder};
 use lockstep_common::kernel::elementwise::{AdamSlices, AdamStep, SquareSum};
-use lockstep_common::kernel::streaming::copy_past_caches;
+use lockstep_common::kernel::streaming::write_past_caches;
 use lockstep_common::kernel::{Arithmetic, Isa};
 use lockstep_common::optim::adam;
 use lockstep_common::reduce::{NodeId, Reduction, add_nodes};
@@ -143,59 +143,50 @@ impl ChunkTask<'_> {
     /// parameters of all chunks.
     pub(super) fn update(&mut self, isa: Isa, step: AdamStep, early: bool, all: usize) {
         let Self { updated, parameters, first_moment, second_moment, chunk, .. } = self;
-        let Some(Part { piece, sum_of_squares, .. }) = chunk.root.take() else { return };
+        let Some(Part { piece, .. }) = chunk.root.take() else { return };
         if early {
             chunk.keep(first_moment, second_moment);
         }
         let gradient_sum = piece.values();
         let slices = AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated };
-        let mut squares = SquareSum::default();
-        let past_caches = all > MAX_CACHED;
-        chunk.digest = take_step(isa, step, slices, past_caches, sum_of_squares.is_none().then_some(&mut squares));
-        chunk.sum_of_squares = sum_of_squares.unwrap_or_else(|| squares.total());
+        (chunk.digest, chunk.sum_of_squares) = take_step(isa, step, slices, all > MAX_CACHED);
         recycle(&mut chunk.spare, piece);
     }
 }
 
-/// Floats that are gone through at a time, so that nothing is read from memory twice: five slices of a block are 20 KiB,
-/// which fit in any L1 cache. While the digest of a block is taken, memory is not asked for anything: with larger blocks, what
-/// was asked for before has come by then.
-const BLOCK: usize = 1024;
+/// Floats that are gone through at a time, so that nothing is read from memory twice: five slices of a block are 5 KiB, which
+/// fit in any L1 cache. While the digest of a block is taken, memory is not asked for anything: with larger blocks, what was
+/// asked for before has come by then.
+const BLOCK: usize = 256;
 
 /// Parameters of which the next round may still find some in a cache: a step goes through 20 bytes for each of them.
 const MAX_CACHED: usize = 2 << 20;
 
-/// Takes the optimizer step, and adds the gradient's squares to `squares` if they are wanted. Returns the digest of the
-/// updated parameters. With `past_caches`, they are written to memory at once.
-fn take_step(
-    isa: Isa,
-    step: AdamStep,
-    slices: AdamSlices<'_>,
-    past_caches: bool,
-    mut squares: Option<&mut SquareSum>,
-) -> Digest {
+/// Takes the optimizer step. Returns the digest of the updated parameters, and the sum of the gradient's squares. With
+/// `past_caches`, parameters are written to memory at once.
+fn take_step(isa: Isa, step: AdamStep, slices: AdamSlices<'_>, past_caches: bool) -> (Digest, f64) {
     let AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated } = slices;
-    let mut digest = DigestBuilder::default();
-    let mut at_hand = [0.0; BLOCK];
+    let (mut digest, mut squares) = (DigestBuilder::default(), SquareSum::default());
     let read = parameters.chunks(BLOCK).zip(gradient_sum.chunks(BLOCK));
-    let written = first_moment.chunks_mut(BLOCK).zip(second_moment.chunks_mut(BLOCK)).zip(updated.chunks_mut(BLOCK));
-    for ((parameters, gradient_sum), ((first_moment, second_moment), updated)) in read.zip(written) {
-        let mut take = |updated: &mut [f32]| {
-            adam::apply(isa, step, AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated });
-            digest.floats(updated);
-        };
-        if past_caches {
-            let at_hand = &mut at_hand[..updated.len()];
-            take(at_hand);
-            copy_past_caches(at_hand, updated);
-        } else {
-            take(updated);
-        }
-        if let Some(squares) = &mut squares {
-            squares.add(isa, gradient_sum);
-        }
+    let blocks = read.zip(first_moment.chunks_mut(BLOCK).zip(second_moment.chunks_mut(BLOCK)));
+    let mut take = |((parameters, gradient_sum), (first_moment, second_moment)), updated: &mut [f32]| {
+        let slices = AdamSlices { parameters, gradient_sum, first_moment, second_moment, updated: &mut *updated };
+        adam::apply(isa, step, slices, &mut squares);
+        digest.floats(updated);
+    };
+    if past_caches {
+        let mut at_hand = [0.0; BLOCK];
+        write_past_caches(isa, updated, |target| {
+            for block in blocks {
+                let at_hand = &mut at_hand[..block.0.0.len()];
+                take(block, at_hand);
+                target.append(at_hand);
+            }
+        });
+    } else {
+        blocks.zip(updated.chunks_mut(BLOCK)).for_each(|(block, updated)| take(block, updated));
     }
-    digest.finish()
+    (digest.finish(), squares.total())
 }
 
 /// The sum of two siblings, in the memory of the left one if it is ours, and its squares.
@@ -247,7 +238,6 @@ mod tests {
         let (parameters, gradient_sum) = (floats(1), floats(2));
         let take = |past_caches: bool| {
             let (mut first, mut second, mut updated) = (floats(3), vec![0.25; LEN], vec![f32::NAN; LEN]);
-            let mut squares = SquareSum::default();
             let slices = AdamSlices {
                 parameters: &parameters,
                 gradient_sum: &gradient_sum,
@@ -255,9 +245,9 @@ mod tests {
                 second_moment: &mut second,
                 updated: &mut updated,
             };
-            let digest = take_step(Isa::best(), Adam::default().step(3, 8), slices, past_caches, Some(&mut squares));
+            let (digest, squares) = take_step(Isa::best(), Adam::default().step(3, 8), slices, past_caches);
             assert!(updated.iter().all(|updated| updated.is_finite()), "every parameter was written");
-            (digest, squares.total(), first, second, updated)
+            (digest, squares, first, second, updated)
         };
         assert!(take(true) == take(false));
     }

@@ -33,6 +33,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn store_past_caches(to: *mut f32, vector: __m256) {
+        // SAFETY: see above.
+        unsafe { _mm256_stream_ps(to, vector) }
+    }
+
+    #[inline(always)]
     unsafe fn store_partial(to: *mut f32, vector: __m256, lanes: usize) {
         // SAFETY: see above; masked lanes are not accessed.
         unsafe { _mm256_maskstore_ps(to, first_lanes(lanes), vector) }
@@ -151,6 +157,12 @@ impl Simd for Avx512 {
     unsafe fn store(to: *mut f32, vector: __m512) {
         // SAFETY: see above.
         unsafe { _mm512_storeu_ps(to, vector) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_past_caches(to: *mut f32, vector: __m512) {
+        // SAFETY: see above.
+        unsafe { _mm512_stream_ps(to, vector) }
     }
 
     #[inline(always)]
