@@ -281,7 +281,7 @@ mod tests {
 
     fn trained(rounds: u64) -> TrainedModel {
         let model = preset("conv").unwrap().resolve().unwrap();
-        let parameters = initial_parameters(&model.layout, rounds);
+        let parameters = initial_parameters(&model.layout, rounds).to_vec();
         TrainedModel { model, parameters, loss: "mse".to_owned(), rounds }
     }
 

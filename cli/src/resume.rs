@@ -11,6 +11,7 @@ use lockstep_common::fingerprint::fingerprint;
 use lockstep_common::hash::Digest;
 use lockstep_common::kernel::{Arithmetic, Isa};
 use lockstep_common::ledger::Header;
+use lockstep_common::shared_memory::FloatBuffer;
 use lockstep_coordinator::Origin;
 use lockstep_coordinator::checkpoint::CHECKPOINTS;
 use lockstep_coordinator::outputs::CONFIG_FILE;
@@ -90,7 +91,7 @@ impl Begun {
             (None, Some(parameters)) => {
                 let header = Header::of(now.spec, parameters);
                 resume::check_again(&self.directory, &header).map_err(refuse)?;
-                Ok(Origin::Again(parameters.to_vec()))
+                Ok(Origin::Again(FloatBuffer::copy_of(parameters)))
             }
             (None, None) => bail!("there is nothing to start from"),
         }

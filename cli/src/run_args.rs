@@ -14,6 +14,7 @@ use lockstep_common::kernel::{Isa, Precision};
 use lockstep_common::model_file;
 use lockstep_common::nn::{Loss, initial_parameters};
 use lockstep_common::placement::PlacedData;
+use lockstep_common::shared_memory::FloatBuffer;
 use lockstep_coordinator::grpc::Served;
 use lockstep_coordinator::outputs::{self, CONFIG_FILE, Summary};
 use lockstep_coordinator::round::Outcome;
@@ -129,12 +130,21 @@ impl RunArgs {
         // So that the run's own file says everything, whatever happens to the model's file.
         config.model = ModelChoice::Inline(model.clone());
         let source = &config.data;
-        let split = data_source::open(&source.source, source.validation.as_deref(), source.validation_fraction)?;
+        let draws = config.init_from.is_none() && begun.as_ref().is_none_or(Begun::starts_again);
+        // To unpack the data takes a while, and so does drawing the parameters of a large model.
+        let (split, drawn) = rayon::join(
+            || data_source::open(&source.source, source.validation.as_deref(), source.validation_fraction),
+            || Some(initial_parameters(&model.resolve().ok().filter(|_| draws)?.layout, config.seed)),
+        );
+        let split = split?;
         let facts = facts(&split.train, split.validation.as_ref())?;
         let spec = config.resolve(model, &facts).map_err(usage)?;
         let first_parameters = || match &config.init_from {
-            Some(path) => model_file::load_parameters(path, &spec.model.layout).map_err(usage),
-            None => Ok(initial_parameters(&spec.model.layout, spec.schedule.seed)),
+            Some(path) => model_file::load_parameters(path, &spec.model.layout).map(FloatBuffer::from).map_err(usage),
+            None => {
+                let draw = || initial_parameters(&spec.model.layout, spec.schedule.seed);
+                Ok(FloatBuffer::from(drawn.unwrap_or_else(draw)))
+            }
         };
         let directory = self.resume.clone().or_else(|| self.out.clone());
         let directory = directory.unwrap_or_else(|| Path::new("runs").join(&spec.name));

@@ -196,7 +196,7 @@ mod tests {
 
     fn trained() -> TrainedModel {
         let model = preset("conv").unwrap().resolve().unwrap();
-        let parameters = initial_parameters(&model.layout, 1);
+        let parameters = initial_parameters(&model.layout, 1).to_vec();
         TrainedModel { model, parameters, loss: "mse".into(), rounds: 7 }
     }
 

@@ -32,7 +32,7 @@ struct Subject {
 impl Subject {
     fn new(spec: &ModelSpec, loss: Loss) -> Self {
         let model = spec.resolve().unwrap_or_else(|error| panic!("{error}"));
-        let mut parameters = initial_parameters(&model.layout, 5);
+        let mut parameters = initial_parameters(&model.layout, 5).to_vec();
         let mut stream = Stream::new(6, Purpose::SelfTest, 0, 0);
         // Biases start at 0, which would hide them.
         parameters.iter_mut().filter(|value| **value == 0.0).for_each(|value| *value = stream.uniform() * 0.2 - 0.1);

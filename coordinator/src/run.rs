@@ -15,7 +15,7 @@ use lockstep_common::kernel::{Arithmetic, Isa};
 use lockstep_common::ledger::Header;
 use lockstep_common::optim::adam::Moments;
 use lockstep_common::placement::PlacedData;
-use lockstep_common::shared_memory::{Access, Region};
+use lockstep_common::shared_memory::{Access, FloatBuffer, Region};
 use tokio::sync::mpsc;
 use tracing::debug;
 
@@ -71,9 +71,9 @@ fn shared_versions(floats: usize) -> Option<Arc<Region>> {
 #[derive(Debug)]
 pub enum Origin {
     /// At its first round. The directory has no files of a run.
-    Fresh(Vec<f32>),
+    Fresh(FloatBuffer),
     /// At its first round, again: the run was stopped before it had a checkpoint. What it has left is replaced.
-    Again(Vec<f32>),
+    Again(FloatBuffer),
     /// Where a checkpoint was taken.
     Checkpoint(Box<Checkpoint>),
 }
@@ -121,7 +121,7 @@ impl StartingFrom<'_> {
         }
     }
 
-    fn first_round(self, parameters: Vec<f32>, machine: MachineConfig, again: bool) -> io::Result<Begun> {
+    fn first_round(self, parameters: FloatBuffer, machine: MachineConfig, again: bool) -> io::Result<Begun> {
         let Self { directory, spec, troubles, .. } = self;
         let header = Header::of(spec, &parameters);
         let journal = Journal::create(directory, &header, again, troubles.clone())?;
@@ -134,11 +134,7 @@ impl StartingFrom<'_> {
         Ok(Begun {
             journal,
             machine: Machine::resume(machine, &Standing::default(), restarts),
-            tensors: Start {
-                moments: Moments::zero(parameters.len()),
-                parameters: Arc::new(parameters.into()),
-                version: 0,
-            },
+            tensors: Start { moments: Moments::zero(parameters.len()), parameters: Arc::new(parameters), version: 0 },
             restarts,
             trained_before: Duration::ZERO,
             newest: None,

@@ -115,7 +115,7 @@ mod tests {
 
     fn tiny() -> TrainedModel {
         let model = ModelSpec::from_toml(MODEL).unwrap().resolve().unwrap();
-        let parameters = initial_parameters(&model.layout, 1);
+        let parameters = initial_parameters(&model.layout, 1).to_vec();
         TrainedModel { model, parameters, loss: "mse".to_owned(), rounds: 0 }
     }
 

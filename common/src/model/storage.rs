@@ -75,12 +75,18 @@ impl PanelMatrix {
     /// When a slice has another number of elements than the matrix.
     pub fn store(self, rows: &[f32], stored: &mut [f32]) {
         assert_eq!([rows.len(), stored.len()], [self.elements(); 2], "elements of the matrix");
+        for (row, values) in rows.chunks_exact(self.columns).enumerate() {
+            self.store_row(row, values, stored);
+        }
+    }
+
+    /// Stores one row of a matrix.
+    ///
+    /// # Panics
+    /// When a slice is shorter than a row, or than the matrix.
+    pub fn store_row(self, row: usize, values: &[f32], stored: &mut [f32]) {
         for StoredPanel { range, start, columns } in self.panels() {
-            let values = rows.chunks_exact(self.columns).map(|row| &row[start..start + columns]);
-            stored[range]
-                .chunks_exact_mut(columns)
-                .zip(values)
-                .for_each(|(place, values)| place.copy_from_slice(values));
+            stored[range][row * columns..][..columns].copy_from_slice(&values[start..][..columns]);
         }
     }
 

@@ -237,7 +237,7 @@ fn images() {
 
 fn model_file() {
     let model = lockstep_fuzz::job().model.resolve().expect("the model is right");
-    let parameters = initial_parameters(&model.layout, 1);
+    let parameters = initial_parameters(&model.layout, 1).to_vec();
     let trained = TrainedModel { model, parameters, loss: "mse".to_owned(), rounds: 3 };
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("model.safetensors");
