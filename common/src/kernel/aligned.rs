@@ -3,15 +3,10 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
-use bytemuck::Zeroable;
-
 /// A cache line, and the widest vector.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
 struct Line([f32; 16]);
-
-// SAFETY: floats of which all bits are 0 are zeros.
-unsafe impl Zeroable for Line {}
 
 /// A slice of floats that starts at a cache line: a vector that crosses the border of two lines costs two accesses.
 #[derive(Default)]
@@ -21,33 +16,10 @@ pub struct AlignedFloats {
 }
 
 impl AlignedFloats {
-    /// `len` zeros. Many of them are memory only when they are first used, on the thread that uses them, and then in large
-    /// pages where the system has such.
+    /// `len` zeros.
     pub fn zeros(len: usize) -> Self {
-        let lines: Vec<Line> = bytemuck::zeroed_vec(len.div_ceil(16));
-        ask_for_large_pages(&lines);
-        Self { lines, len }
+        Self { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
     }
-}
-
-/// A page of 2 MiB instead of 512 of 4 KiB, each of which the system would find and clear by itself.
-const LARGE_PAGE: usize = 2 << 20;
-
-/// Tells the system that memory will be used as a whole. It may do nothing, and what it does cannot be seen.
-fn ask_for_large_pages(lines: &[Line]) {
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::mm::{Advice, madvise};
-        let bytes = std::mem::size_of_val(lines);
-        let start = lines.as_ptr().align_offset(LARGE_PAGE).saturating_mul(size_of::<Line>());
-        let len = bytes.saturating_sub(start) / LARGE_PAGE * LARGE_PAGE;
-        if len > 0 {
-            // SAFETY: whole pages of memory that belongs to us, whose content this advice does not change.
-            let _ = unsafe { madvise(lines.as_ptr().cast_mut().byte_add(start).cast(), len, Advice::LinuxHugepage) };
-        }
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = lines;
 }
 
 impl From<&[f32]> for AlignedFloats {
@@ -112,7 +84,7 @@ mod tests {
 
     #[test]
     fn holds_the_length_asked_for_from_a_cache_line_on() {
-        for len in [0, 1, 15, 16, 17, 1000, LARGE_PAGE] {
+        for len in [0, 1, 15, 16, 17, 1000] {
             let mut floats = AlignedFloats::zeros(len);
             assert_eq!(floats.len(), len);
             assert!(floats.iter().all(|&value| value == 0.0));
