@@ -134,7 +134,7 @@ impl RunArgs {
         // To unpack the data takes a while, and so does drawing the parameters of a large model.
         let (split, drawn) = rayon::join(
             || data_source::open(&source.source, source.validation.as_deref(), source.validation_fraction),
-            || Some(initial_parameters(&model.resolve().ok().filter(|_| draws)?.layout, config.seed)),
+            || model.resolve().ok().filter(|_| draws).map(|model| initial_parameters(&model.layout, config.seed)),
         );
         let split = split?;
         let facts = facts(&split.train, split.validation.as_ref())?;

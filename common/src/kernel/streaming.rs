@@ -4,6 +4,8 @@
 //! that nobody will find it in a cache again, both are a waste. For new parameters, that is one of the eight transfers of a
 //! step of Adam: four streams are read, three written, and the lines of one of these are read for nothing.
 
+use std::marker::PhantomData;
+
 use super::ahead::LINE;
 use super::isa::{Isa, Kind};
 use super::simd::{Scalar, Simd};
@@ -13,6 +15,8 @@ use super::simd::{Scalar, Simd};
 pub struct PastCaches<'a> {
     isa: Isa,
     rest: &'a mut [f32],
+    /// What one thread has written, no other can wait for.
+    on_this_thread: PhantomData<*const ()>,
 }
 
 /// Lets `write` fill a slice past the caches. What it does not write stays as it was.
@@ -20,7 +24,7 @@ pub struct PastCaches<'a> {
 /// Such stores may come to memory later than others of the same thread. So nobody can read the slice before this returns,
 /// and then all have arrived.
 pub fn write_past_caches<R>(isa: Isa, to: &mut [f32], write: impl FnOnce(&mut PastCaches<'_>) -> R) -> R {
-    let mut target = PastCaches { isa, rest: to };
+    let mut target = PastCaches { isa, rest: to, on_this_thread: PhantomData };
     write(&mut target)
 }
 
