@@ -76,7 +76,7 @@ pub(super) struct Chunk {
     pub(super) root: Option<Part>,
     /// Memory of parts that were added to others.
     spare: Vec<Vec<f32>>,
-    /// Of the last gradient. Of one that is known to be finite, it is found out while the step is taken.
+    /// Of the last gradient: found out while the step is taken, or when it is dropped.
     pub(super) sum_of_squares: f64,
     /// Whether the complete sum and its loss are finite.
     pub(super) is_finite: bool,
