@@ -12,9 +12,9 @@
 //! The two differ in where epsilon stands. With the small gradients of a mean squared error the difference shows in
 //! the first few hundred rounds.
 //!
-//! A moment below 2^-100 is 0. That is seen by no parameter: its step would be below 2^-76 of the learning rate at the default
-//! epsilon, and the root of a second moment 2^-26 of that epsilon. But denormal numbers, which moments become some 700 rounds after
-//! their last gradient, are what processors are slow with.
+//! A moment below 2^-100 is 0. At the default epsilon, its step would be below 2^-76 of the learning rate, which is lost in the
+//! rounding of any parameter above 2^-51 of it, and the root of such a second moment is 2^-26 of epsilon. But denormal numbers,
+//! which moments become some 700 rounds after their last gradient, are what processors are slow with.
 
 use serde::{Deserialize, Serialize};
 
