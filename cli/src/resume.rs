@@ -11,11 +11,10 @@ use lockstep_common::fingerprint::fingerprint;
 use lockstep_common::hash::Digest;
 use lockstep_common::kernel::{Arithmetic, Isa};
 use lockstep_common::ledger::Header;
-use lockstep_common::shared_memory::FloatBuffer;
-use lockstep_coordinator::Origin;
 use lockstep_coordinator::checkpoint::CHECKPOINTS;
 use lockstep_coordinator::outputs::CONFIG_FILE;
 use lockstep_coordinator::resume;
+use lockstep_coordinator::{Initial, Origin};
 
 use crate::exit::usage;
 
@@ -77,21 +76,21 @@ impl Begun {
     }
 
     /// Checks that this is the same run, in everything that matters. Gives where it goes on.
-    pub(crate) fn origin(self, now: &Now<'_>) -> anyhow::Result<Origin> {
+    pub(crate) fn origin(self, now: Now<'_>) -> anyhow::Result<Origin> {
         if let Some(changed) = continuity::changed(&self.began, now.config).map_err(usage)? {
             return Err(usage(anyhow!("cannot resume {}: {changed}", self.directory.display())));
         }
         let refuse = |reason: String| usage(anyhow!("cannot resume {}: {reason}", self.directory.display()));
-        match (self.checkpoint, now.initial_parameters) {
+        match (self.checkpoint, now.initial) {
             (Some(checkpoint), _) => {
                 let arithmetic = Arithmetic { isa: now.isa, precision: now.spec.precision.compute };
                 resume::check(&checkpoint.state, now.spec, now.data, fingerprint(arithmetic)).map_err(refuse)?;
                 Ok(Origin::Checkpoint(Box::new(checkpoint)))
             }
-            (None, Some(parameters)) => {
-                let header = Header::of(now.spec, parameters);
+            (None, Some(initial)) => {
+                let header = Header::of(now.spec, &initial.parameters);
                 resume::check_again(&self.directory, &header).map_err(refuse)?;
-                Ok(Origin::Again(FloatBuffer::copy_of(parameters)))
+                Ok(Origin::Again(initial))
             }
             (None, None) => bail!("there is nothing to start from"),
         }
@@ -104,5 +103,5 @@ pub(crate) struct Now<'a> {
     pub(crate) spec: &'a RunSpec,
     pub(crate) data: Digest,
     pub(crate) isa: Isa,
-    pub(crate) initial_parameters: Option<&'a [f32]>,
+    pub(crate) initial: Option<Initial>,
 }

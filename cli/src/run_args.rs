@@ -11,6 +11,7 @@ use lockstep_common::config::{DataFacts, ModelChoice, RunConfig, RunSpec};
 use lockstep_common::data::Dataset;
 use lockstep_common::files;
 use lockstep_common::kernel::{Isa, Precision};
+use lockstep_common::model::Layout;
 use lockstep_common::model_file;
 use lockstep_common::nn::{Loss, initial_parameters};
 use lockstep_common::placement::PlacedData;
@@ -18,7 +19,7 @@ use lockstep_common::shared_memory::FloatBuffer;
 use lockstep_coordinator::grpc::Served;
 use lockstep_coordinator::outputs::{self, CONFIG_FILE, Summary};
 use lockstep_coordinator::round::Outcome;
-use lockstep_coordinator::{Coordinator, CoordinatorConfig, Origin, RunResult};
+use lockstep_coordinator::{Coordinator, CoordinatorConfig, Initial, Origin, RunResult};
 
 use crate::data_source;
 use crate::exit::usage;
@@ -131,20 +132,20 @@ impl RunArgs {
         config.model = ModelChoice::Inline(model.clone());
         let source = &config.data;
         let draws = config.init_from.is_none() && begun.as_ref().is_none_or(Begun::starts_again);
-        // To unpack the data takes a while, and so does drawing the parameters of a large model.
+        // To unpack the data takes a while, and so does drawing the parameters of a large model, with memory for its moments.
         let (split, drawn) = rayon::join(
             || data_source::open(&source.source, source.validation.as_deref(), source.validation_fraction),
-            || model.resolve().ok().filter(|_| draws).map(|model| initial_parameters(&model.layout, config.seed)),
+            || model.resolve().ok().filter(|_| draws).map(|model| drawn_by_seed(&model.layout, config.seed)),
         );
         let split = split?;
         let facts = facts(&split.train, split.validation.as_ref())?;
         let spec = config.resolve(model, &facts).map_err(usage)?;
-        let first_parameters = || match &config.init_from {
-            Some(path) => model_file::load_parameters(path, &spec.model.layout).map(FloatBuffer::from).map_err(usage),
-            None => {
-                let draw = || initial_parameters(&spec.model.layout, spec.schedule.seed);
-                Ok(FloatBuffer::from(drawn.unwrap_or_else(draw)))
-            }
+        let initial = || -> anyhow::Result<Initial> {
+            let Some(path) = &config.init_from else {
+                return Ok(drawn.unwrap_or_else(|| drawn_by_seed(&spec.model.layout, spec.schedule.seed)));
+            };
+            let parameters = model_file::load_parameters(path, &spec.model.layout).map_err(usage)?;
+            Ok(FloatBuffer::from(parameters).into())
         };
         let directory = self.resume.clone().or_else(|| self.out.clone());
         let directory = directory.unwrap_or_else(|| Path::new("runs").join(&spec.name));
@@ -153,18 +154,11 @@ impl RunArgs {
         let origin = match begun {
             None => {
                 check_vacant(&directory)?;
-                Origin::Fresh(first_parameters()?)
+                Origin::Fresh(initial()?)
             }
             Some(begun) => {
-                let parameters = begun.starts_again().then(first_parameters).transpose()?;
-                let now = Now {
-                    config: &config,
-                    spec: &spec,
-                    data: data.digest(),
-                    isa,
-                    initial_parameters: parameters.as_deref(),
-                };
-                begun.origin(&now)?
+                let initial = begun.starts_again().then(initial).transpose()?;
+                begun.origin(Now { config: &config, spec: &spec, data: data.digest(), isa, initial })?
             }
         };
         let auto_resume = self.auto_resume;
@@ -332,6 +326,10 @@ fn check_vacant(directory: &Path) -> anyhow::Result<()> {
         "is not empty"
     };
     Err(usage(anyhow::anyhow!("{} {what}; choose another --name or --out", directory.display())))
+}
+
+fn drawn_by_seed(layout: &Layout, seed: u64) -> Initial {
+    FloatBuffer::from(initial_parameters(layout, seed)).into()
 }
 
 fn facts(training: &Dataset, validation: Option<&Dataset>) -> anyhow::Result<DataFacts> {

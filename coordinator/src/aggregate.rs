@@ -80,7 +80,7 @@ pub struct Aggregator {
     sums: Arithmetic,
     parameters: Arc<FloatBuffer>,
     /// The next version in the making; there is one from a round's first update on, when workers have let go of the
-    /// version before the current one.
+    /// version before the current one. The first one's memory is taken while workers are not done with the first round.
     next: Option<FloatBuffer>,
     /// Earlier versions; their memory is used again once nobody reads them.
     retired: Vec<Arc<FloatBuffer>>,
@@ -134,6 +134,7 @@ impl Aggregator {
         // This thread does its part, so that it need not be woken when the others are done.
         let builder = rayon::ThreadPoolBuilder::new().thread_name(|i| format!("update-{i}")).use_current_thread();
         self.pool = builder.build().inspect_err(|error| debug!("updates use one thread: {error}")).ok();
+        self.next = Some(self.buffer_for_next());
         loop {
             let idle = Instant::now();
             let Some(message) = inbox.blocking_recv() else { return };

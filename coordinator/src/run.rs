@@ -67,13 +67,29 @@ fn shared_versions(floats: usize) -> Option<Arc<Region>> {
     }
 }
 
+/// What a run has before its first round.
+#[derive(Debug)]
+pub struct Initial {
+    /// The parameters.
+    pub parameters: FloatBuffer,
+    /// The optimizer's moments: zeros.
+    moments: Moments,
+}
+
+impl From<FloatBuffer> for Initial {
+    /// Takes memory for the moments, twice as much as for the parameters, which the system does not have at once.
+    fn from(parameters: FloatBuffer) -> Self {
+        Self { moments: Moments::zero(parameters.len()), parameters }
+    }
+}
+
 /// Where a run starts.
 #[derive(Debug)]
 pub enum Origin {
     /// At its first round. The directory has no files of a run.
-    Fresh(FloatBuffer),
+    Fresh(Initial),
     /// At its first round, again: the run was stopped before it had a checkpoint. What it has left is replaced.
-    Again(FloatBuffer),
+    Again(Initial),
     /// Where a checkpoint was taken.
     Checkpoint(Box<Checkpoint>),
 }
@@ -115,14 +131,15 @@ struct StartingFrom<'a> {
 impl StartingFrom<'_> {
     fn begin(self, origin: Origin, machine: MachineConfig) -> io::Result<Begun> {
         match origin {
-            Origin::Fresh(parameters) => self.first_round(parameters, machine, false),
-            Origin::Again(parameters) => self.first_round(parameters, machine, true),
+            Origin::Fresh(initial) => self.first_round(initial, machine, false),
+            Origin::Again(initial) => self.first_round(initial, machine, true),
             Origin::Checkpoint(checkpoint) => self.checkpoint(*checkpoint, machine),
         }
     }
 
-    fn first_round(self, parameters: FloatBuffer, machine: MachineConfig, again: bool) -> io::Result<Begun> {
+    fn first_round(self, initial: Initial, machine: MachineConfig, again: bool) -> io::Result<Begun> {
         let Self { directory, spec, troubles, .. } = self;
+        let Initial { parameters, moments } = initial;
         let header = Header::of(spec, &parameters);
         let journal = Journal::create(directory, &header, again, troubles.clone())?;
         let restarts = if again {
@@ -134,7 +151,7 @@ impl StartingFrom<'_> {
         Ok(Begun {
             journal,
             machine: Machine::resume(machine, &Standing::default(), restarts),
-            tensors: Start { moments: Moments::zero(parameters.len()), parameters: Arc::new(parameters), version: 0 },
+            tensors: Start { parameters: Arc::new(parameters), moments, version: 0 },
             restarts,
             trained_before: Duration::ZERO,
             newest: None,

@@ -54,7 +54,10 @@ pub(super) struct Bounds {
     pub(super) ids: u64,
 }
 
-/// Puts pieces together again. Memory is taken as data arrives, never for what is merely announced.
+/// Bytes for which memory is taken before they arrive, if that many are announced.
+const AHEAD_BYTES: usize = 16 << 20;
+
+/// Puts pieces together again. Beyond [`AHEAD_BYTES`], memory is taken as data arrives, not for what is merely announced.
 #[derive(Debug)]
 pub(super) struct Gatherer {
     samples: Samples,
@@ -80,7 +83,9 @@ impl Gatherer {
             let fault = Fault::TooLarge { value: id.into(), limit: bounds.ids.saturating_sub(1), unit: "" };
             return Err(WireError::new(M, format!("ids[{i}]"), fault));
         }
+        reserve(&mut self.samples.ids, piece.ids.len(), bounds.samples);
         self.samples.ids.extend_from_slice(&piece.ids);
+        reserve(&mut self.samples.data, piece.data.len(), bounds.samples * bounds.sample_bytes);
         self.samples.data.extend_from_slice(&piece.data);
         Ok(())
     }
@@ -93,5 +98,45 @@ impl Gatherer {
             return Err(WireError::new("SamplePiece", "data", Fault::Count { things: "bytes", expected, got }));
         }
         Ok(self.samples)
+    }
+}
+
+/// Makes room for `more` elements. Nothing is moved on the way to `all` elements, and nothing is left over, if those are few;
+/// else room doubles, up to `all`.
+fn reserve<T>(elements: &mut Vec<T>, more: usize, all: u64) {
+    if more <= elements.capacity() - elements.len() {
+        return;
+    }
+    let room = (AHEAD_BYTES / size_of::<T>()).max(2 * elements.len());
+    let room = room.min(usize::try_from(all).unwrap_or(usize::MAX)).max(elements.len() + more);
+    elements.reserve_exact(room - elements.len());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scenario: pieces of 1 MiB, of few or many bytes in all. Property: room is made once for few; else it never exceeds
+    /// what is announced, or twice what came.
+    #[test]
+    fn room_is_made_for_what_is_announced_if_that_is_little() {
+        const PIECE: usize = 1 << 20;
+        for pieces in [1, 3, 40] {
+            let mut elements: Vec<u8> = Vec::new();
+            let mut sizes = vec![0];
+            for _ in 0..pieces {
+                reserve(&mut elements, PIECE, (pieces * PIECE) as u64);
+                elements.resize(elements.len() + PIECE, 0);
+                assert!(elements.capacity() <= AHEAD_BYTES.max(2 * elements.len()).min(pieces * PIECE));
+                sizes.push(elements.capacity());
+            }
+            sizes.dedup();
+            assert_eq!(sizes.len() - 1, if pieces == 40 { 3 } else { 1 }, "{sizes:?}");
+            assert_eq!(sizes.last(), Some(&(pieces * PIECE)));
+        }
+        // Whoever sends more than was announced is refused before, but not trusted here.
+        let mut elements = vec![0u8; 8];
+        reserve(&mut elements, 8, 4);
+        assert!(elements.capacity() >= 16);
     }
 }
