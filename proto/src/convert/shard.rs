@@ -7,7 +7,7 @@ use lockstep_common::shard::even_part;
 
 use super::samples::{Bounds, Cutter, Gatherer, ID_BYTES};
 use super::{required, sample_bytes};
-use crate::limits::CHUNK_BYTES;
+use crate::limits::SHARD_MESSAGE_BYTES;
 use crate::v1;
 use crate::wire_error::{Fault, WireError};
 
@@ -37,7 +37,7 @@ impl TryFrom<v1::FetchShardRequest> for ShardRequest {
 
 /// How many of a job's samples fill a message; at least one, though that may take several messages.
 pub fn samples_of_a_message(job: &Job) -> usize {
-    (CHUNK_BYTES / (sample_bytes(job) + ID_BYTES)).max(1)
+    (SHARD_MESSAGE_BYTES / (sample_bytes(job) + ID_BYTES)).max(1)
 }
 
 /// The messages that carry a shard of `count` samples of `job`. They come in `parts`, one after the other, which are asked
@@ -54,10 +54,10 @@ pub fn shard_messages<P: Iterator<Item = Samples> + Send>(
             // An empty shard is one message, too, with the checksum of nothing.
             let header = Some(header.take()?);
             let nothing = Arc::new(Samples { ids: Vec::new(), data: Vec::new() });
-            let piece = Some(Cutter::new(nothing).cut(&mut CHUNK_BYTES.clone()));
+            let piece = Some(Cutter::new(nothing).cut(&mut SHARD_MESSAGE_BYTES.clone()));
             return Some(v1::FetchShardResponse { header, piece, last: true });
         };
-        let piece = cutter.cut(&mut CHUNK_BYTES.clone());
+        let piece = cutter.cut(&mut SHARD_MESSAGE_BYTES.clone());
         if cutter.is_empty() {
             cutters.next();
         }
