@@ -54,10 +54,10 @@ pub(super) struct Bounds {
     pub(super) ids: u64,
 }
 
-/// Bytes for which memory is taken before they arrive, if that many are announced.
-const AHEAD_BYTES: usize = 16 << 20;
+/// For how many times as much as has come there is room: enough for a shard of some megabytes after its first piece.
+const ROOM_AHEAD: usize = 32;
 
-/// Puts pieces together again. Beyond [`AHEAD_BYTES`], memory is taken as data arrives, not for what is merely announced.
+/// Puts pieces together again. Memory is taken as data arrives, never for what is merely announced: see [`ROOM_AHEAD`].
 #[derive(Debug)]
 pub(super) struct Gatherer {
     samples: Samples,
@@ -101,14 +101,13 @@ impl Gatherer {
     }
 }
 
-/// Makes room for `more` elements. Nothing is moved on the way to `all` elements, and nothing is left over, if those are few;
-/// else room doubles, up to `all`.
+/// Makes room for `more` elements: for all of them, unless those are [`ROOM_AHEAD`] times as many as have come.
 fn reserve<T>(elements: &mut Vec<T>, more: usize, all: u64) {
     if more <= elements.capacity() - elements.len() {
         return;
     }
-    let room = (AHEAD_BYTES / size_of::<T>()).max(2 * elements.len());
-    let room = room.min(usize::try_from(all).unwrap_or(usize::MAX)).max(elements.len() + more);
+    let come = elements.len() + more;
+    let room = come.saturating_mul(ROOM_AHEAD).min(usize::try_from(all).unwrap_or(usize::MAX)).max(come);
     elements.reserve_exact(room - elements.len());
 }
 
@@ -116,23 +115,23 @@ fn reserve<T>(elements: &mut Vec<T>, more: usize, all: u64) {
 mod tests {
     use super::*;
 
-    /// Scenario: pieces of 1 MiB, of few or many bytes in all. Property: room is made once for few; else it never exceeds
-    /// what is announced, or twice what came.
+    /// Scenario: pieces of 64 KiB, of few or many bytes in all. Property: room is made once for few; it never exceeds what is
+    /// announced, or a fixed multiple of what came.
     #[test]
-    fn room_is_made_for_what_is_announced_if_that_is_little() {
-        const PIECE: usize = 1 << 20;
-        for pieces in [1, 3, 40] {
+    fn room_is_made_for_all_if_that_is_little() {
+        const PIECE: usize = 64 << 10;
+        for (pieces, times) in [(1, 1), (ROOM_AHEAD, 1), (3 * ROOM_AHEAD, 2)] {
             let mut elements: Vec<u8> = Vec::new();
-            let mut sizes = vec![0];
+            let mut rooms = Vec::new();
             for _ in 0..pieces {
                 reserve(&mut elements, PIECE, (pieces * PIECE) as u64);
                 elements.resize(elements.len() + PIECE, 0);
-                assert!(elements.capacity() <= AHEAD_BYTES.max(2 * elements.len()).min(pieces * PIECE));
-                sizes.push(elements.capacity());
+                assert!(elements.capacity() <= (ROOM_AHEAD * elements.len()).min(pieces * PIECE));
+                rooms.push(elements.capacity());
             }
-            sizes.dedup();
-            assert_eq!(sizes.len() - 1, if pieces == 40 { 3 } else { 1 }, "{sizes:?}");
-            assert_eq!(sizes.last(), Some(&(pieces * PIECE)));
+            rooms.dedup();
+            assert_eq!(rooms.len(), times, "{rooms:?}");
+            assert_eq!(rooms.last(), Some(&(pieces * PIECE)));
         }
         // Whoever sends more than was announced is refused before, but not trusted here.
         let mut elements = vec![0u8; 8];
