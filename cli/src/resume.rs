@@ -11,10 +11,11 @@ use lockstep_common::fingerprint::fingerprint;
 use lockstep_common::hash::Digest;
 use lockstep_common::kernel::{Arithmetic, Isa};
 use lockstep_common::ledger::Header;
+use lockstep_coordinator::Origin;
+use lockstep_coordinator::aggregate::Start;
 use lockstep_coordinator::checkpoint::CHECKPOINTS;
 use lockstep_coordinator::outputs::CONFIG_FILE;
 use lockstep_coordinator::resume;
-use lockstep_coordinator::{Initial, Origin};
 
 use crate::exit::usage;
 
@@ -103,5 +104,5 @@ pub(crate) struct Now<'a> {
     pub(crate) spec: &'a RunSpec,
     pub(crate) data: Digest,
     pub(crate) isa: Isa,
-    pub(crate) initial: Option<Initial>,
+    pub(crate) initial: Option<Start>,
 }

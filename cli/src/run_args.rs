@@ -15,11 +15,11 @@ use lockstep_common::model::Layout;
 use lockstep_common::model_file;
 use lockstep_common::nn::{Loss, initial_parameters};
 use lockstep_common::placement::PlacedData;
-use lockstep_common::shared_memory::FloatBuffer;
+use lockstep_coordinator::aggregate::Start;
 use lockstep_coordinator::grpc::Served;
 use lockstep_coordinator::outputs::{self, CONFIG_FILE, Summary};
 use lockstep_coordinator::round::Outcome;
-use lockstep_coordinator::{Coordinator, CoordinatorConfig, Initial, Origin, RunResult};
+use lockstep_coordinator::{Coordinator, CoordinatorConfig, Origin, RunResult};
 
 use crate::data_source;
 use crate::exit::usage;
@@ -140,12 +140,12 @@ impl RunArgs {
         let split = split?;
         let facts = facts(&split.train, split.validation.as_ref())?;
         let spec = config.resolve(model, &facts).map_err(usage)?;
-        let initial = || -> anyhow::Result<Initial> {
+        let initial = || -> anyhow::Result<Start> {
             let Some(path) = &config.init_from else {
                 return Ok(drawn.unwrap_or_else(|| drawn_by_seed(&spec.model.layout, spec.schedule.seed)));
             };
             let parameters = model_file::load_parameters(path, &spec.model.layout).map_err(usage)?;
-            Ok(FloatBuffer::from(parameters).into())
+            Ok(Start::fresh(parameters.into()))
         };
         let directory = self.resume.clone().or_else(|| self.out.clone());
         let directory = directory.unwrap_or_else(|| Path::new("runs").join(&spec.name));
@@ -328,8 +328,8 @@ fn check_vacant(directory: &Path) -> anyhow::Result<()> {
     Err(usage(anyhow::anyhow!("{} {what}; choose another --name or --out", directory.display())))
 }
 
-fn drawn_by_seed(layout: &Layout, seed: u64) -> Initial {
-    FloatBuffer::from(initial_parameters(layout, seed)).into()
+fn drawn_by_seed(layout: &Layout, seed: u64) -> Start {
+    Start::fresh(initial_parameters(layout, seed).into())
 }
 
 fn facts(training: &Dataset, validation: Option<&Dataset>) -> anyhow::Result<DataFacts> {

@@ -451,8 +451,7 @@ mod tests {
         let (troubles, _) = std::sync::mpsc::channel();
         let (settled, _) = mpsc::unbounded_channel();
         let (writer, snapshots) = CheckpointWriter::start(directory.path(), 1, None, settled, troubles).unwrap();
-        let moments = Moments::zero(parameters.len());
-        let start = Start { parameters: Arc::new(parameters.into()), moments, version: 0 };
+        let start = Start::fresh(parameters.into());
         let (report, reports) = mpsc::unbounded_channel();
         let tree = Tree::over(2).unwrap();
         let aggregator = Aggregator::new(tree, Adam::default(), sums, start, snapshots, None, report);

@@ -21,4 +21,4 @@ mod run;
 mod trouble;
 
 pub use driver::RunResult;
-pub use run::{Coordinator, CoordinatorConfig, Initial, Origin, StartError};
+pub use run::{Coordinator, CoordinatorConfig, Origin, StartError};

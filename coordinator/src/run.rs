@@ -13,9 +13,8 @@ use lockstep_common::fingerprint::fingerprint;
 use lockstep_common::hash::Digest;
 use lockstep_common::kernel::{Arithmetic, Isa};
 use lockstep_common::ledger::Header;
-use lockstep_common::optim::adam::Moments;
 use lockstep_common::placement::PlacedData;
-use lockstep_common::shared_memory::{Access, FloatBuffer, Region};
+use lockstep_common::shared_memory::{Access, Region};
 use tokio::sync::mpsc;
 use tracing::debug;
 
@@ -67,29 +66,13 @@ fn shared_versions(floats: usize) -> Option<Arc<Region>> {
     }
 }
 
-/// What a run has before its first round.
-#[derive(Debug)]
-pub struct Initial {
-    /// The parameters.
-    pub parameters: FloatBuffer,
-    /// The optimizer's moments: zeros.
-    moments: Moments,
-}
-
-impl From<FloatBuffer> for Initial {
-    /// Takes memory for the moments, twice as much as for the parameters, which the system does not have at once.
-    fn from(parameters: FloatBuffer) -> Self {
-        Self { moments: Moments::zero(parameters.len()), parameters }
-    }
-}
-
 /// Where a run starts.
 #[derive(Debug)]
 pub enum Origin {
     /// At its first round. The directory has no files of a run.
-    Fresh(Initial),
+    Fresh(Start),
     /// At its first round, again: the run was stopped before it had a checkpoint. What it has left is replaced.
-    Again(Initial),
+    Again(Start),
     /// Where a checkpoint was taken.
     Checkpoint(Box<Checkpoint>),
 }
@@ -131,16 +114,15 @@ struct StartingFrom<'a> {
 impl StartingFrom<'_> {
     fn begin(self, origin: Origin, machine: MachineConfig) -> io::Result<Begun> {
         match origin {
-            Origin::Fresh(initial) => self.first_round(initial, machine, false),
-            Origin::Again(initial) => self.first_round(initial, machine, true),
+            Origin::Fresh(start) => self.first_round(start, machine, false),
+            Origin::Again(start) => self.first_round(start, machine, true),
             Origin::Checkpoint(checkpoint) => self.checkpoint(*checkpoint, machine),
         }
     }
 
-    fn first_round(self, initial: Initial, machine: MachineConfig, again: bool) -> io::Result<Begun> {
+    fn first_round(self, tensors: Start, machine: MachineConfig, again: bool) -> io::Result<Begun> {
         let Self { directory, spec, troubles, .. } = self;
-        let Initial { parameters, moments } = initial;
-        let header = Header::of(spec, &parameters);
+        let header = Header::of(spec, &tensors.parameters);
         let journal = Journal::create(directory, &header, again, troubles.clone())?;
         let restarts = if again {
             set_aside_newer(directory, 0)?;
@@ -151,7 +133,7 @@ impl StartingFrom<'_> {
         Ok(Begun {
             journal,
             machine: Machine::resume(machine, &Standing::default(), restarts),
-            tensors: Start { parameters: Arc::new(parameters), moments, version: 0 },
+            tensors,
             restarts,
             trained_before: Duration::ZERO,
             newest: None,

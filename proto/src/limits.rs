@@ -7,8 +7,8 @@ use lockstep_common::protocol::CHUNK_FLOATS;
 /// Bytes of tensor or sample data in one message: 2^18 floats of 4 bytes are 1 MiB.
 pub const CHUNK_BYTES: usize = CHUNK_FLOATS * size_of::<f32>();
 
-/// Bytes of a shard's samples in one message: allocators give back what messages of that size took, and use it again for
-/// the next ones. Measured with shards of 3 MB: workers' memory peaks at 53 MB, and at 60 with whole chunks, in the same time.
+/// Bytes of a shard's samples in one message. Measured with shards of 3 MB on one host: workers' resident memory peaks at
+/// 53 MB, and at 60 with messages of 1 MiB, with first rounds as early.
 pub const SHARD_MESSAGE_BYTES: usize = CHUNK_BYTES / 8;
 
 /// Room for everything in a message besides its data. The largest such part is a piece of samples: ids are paid out
@@ -131,7 +131,7 @@ pub const SLOW_PEER_TIMEOUT: Duration = Duration::from_secs(30);
 /// of one may be noticed after the beginning of the next.
 pub const MAX_FETCHES_PER_MEMBER: usize = 2;
 
-/// Pieces of a shard that wait for the member that fetches it, 1 MiB each.
+/// Messages of a shard that wait for the member that fetches it, [`SHARD_MESSAGE_BYTES`] each, and the samples that they are cut from.
 pub const FETCH_QUEUE: usize = 2;
 
 /// A request of the health service: a service's name.

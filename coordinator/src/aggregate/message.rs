@@ -120,3 +120,11 @@ pub struct Start {
     /// Rounds that made them.
     pub version: u64,
 }
+
+impl Start {
+    /// Before the first round. Takes memory for the moments, twice as much as for the parameters, which the system does not
+    /// have at once.
+    pub fn fresh(parameters: FloatBuffer) -> Self {
+        Self { moments: Moments::zero(parameters.len()), parameters: Arc::new(parameters), version: 0 }
+    }
+}
