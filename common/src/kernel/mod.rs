@@ -9,6 +9,7 @@
 mod ahead;
 mod aligned;
 pub mod bf16;
+mod combination;
 pub mod contraction;
 pub mod elementwise;
 mod isa;

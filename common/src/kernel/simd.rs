@@ -17,6 +17,8 @@ pub trait Simd: Copy {
     /// one for the widest tiles, up to 1.2 times; slower for narrow ones with AVX-512 (0.6 to 0.98 times), and for sums of
     /// fewer than a dozen products.
     const UNROLLED: [usize; 4];
+    /// Vectors that can be summed up in registers, with some to spare.
+    const SUMS: usize;
     /// A vector.
     type Vector: Copy;
 
@@ -49,6 +51,21 @@ pub trait Simd: Copy {
     unsafe fn upper_half(bits: Self::Vector) -> Self::Vector;
     /// Per lane: the lower 16 bits as the upper ones, and 0 below them.
     unsafe fn lower_half(bits: Self::Vector) -> Self::Vector;
+    /// Writes those of `LANES` floats that are not 0 one after the other, and what belongs to them; returns how many they are.
+    /// Up to `LANES` elements are written in any case.
+    #[inline(always)]
+    unsafe fn keep_nonzero(from: *const f32, with: *const u32, to: *mut f32, to_with: *mut u32) -> usize {
+        let mut kept = 0;
+        for i in 0..Self::LANES {
+            // SAFETY: the caller's promise.
+            unsafe {
+                *to.add(kept) = *from.add(i);
+                *to_with.add(kept) = *with.add(i);
+                kept += usize::from(*from.add(i) != 0.0);
+            }
+        }
+        kept
+    }
     /// Writes the transpose of `LANES` rows of `LANES` floats, with the given distances from row to row.
     unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize);
 }
@@ -61,6 +78,7 @@ pub(super) struct Scalar;
 impl Simd for Scalar {
     const LANES: usize = 8;
     const UNROLLED: [usize; 4] = [1; 4];
+    const SUMS: usize = 12;
     type Vector = [f32; 8];
 
     #[inline(always)]

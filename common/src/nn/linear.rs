@@ -3,9 +3,11 @@
 use std::ops::Range;
 
 use super::live::LiveSizes;
+use super::sparsity::Sparsity;
 use crate::kernel::bf16::{self, Bf16Pair, RowPairs};
 use crate::kernel::contraction::{
-    After, ChannelCounts, Direction, Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands, SLACK,
+    After, ChannelCounts, Direction, Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands, SLACK, Scatter,
+    SparseReduce,
 };
 use crate::kernel::transpose::MatrixShape;
 use crate::kernel::{Arithmetic, Precision, elementwise};
@@ -23,14 +25,61 @@ pub(super) struct Linear {
     taps: usize,
     kernel: Range<usize>,
     bias: Option<Range<usize>>,
-    forward: Gather,
+    forward: Map,
     packed_forward: Range<usize>,
     /// Absent for the first layer: nothing is trained before it.
-    backward: Option<(Gather, Range<usize>)>,
-    weight_gradient: Reduce,
+    backward: Option<(Map, Range<usize>)>,
+    weight_gradient: WeightGradient,
     /// Products of one sample's forward pass.
     pub(super) products: usize,
 }
+
+/// A plan that computes one image from the other.
+#[derive(Debug)]
+enum Map {
+    Gather(Gather),
+    /// From a low image that is mostly 0.
+    Scatter(Scatter),
+}
+
+impl Map {
+    fn packed_len(&self) -> usize {
+        match self {
+            Map::Gather(gather) => gather.packed_len(),
+            Map::Scatter(scatter) => scatter.packed_len(),
+        }
+    }
+
+    fn scratch_len(&self) -> usize {
+        match self {
+            Map::Gather(gather) => gather.scratch_len(),
+            Map::Scatter(scatter) => scatter.scratch_len(),
+        }
+    }
+}
+
+/// A plan that sums over pixels of both images.
+#[derive(Debug)]
+enum WeightGradient {
+    All(Reduce),
+    /// Where the low image is mostly 0.
+    Sparse(SparseReduce),
+}
+
+impl WeightGradient {
+    fn scratch_len(&self, samples: usize) -> usize {
+        match self {
+            WeightGradient::All(reduce) => reduce.scratch_len(samples),
+            WeightGradient::Sparse(reduce) => reduce.scratch_len(),
+        }
+    }
+}
+
+/// High channels from which on products with a low image that is mostly 0 leave out those with 0: with fewer, too little is
+/// done for each element.
+const MIN_SPARSE_CHANNELS: usize = 16;
+/// The same of low pixels: with fewer, too little is done for each weight, whose sum is moved twice in a pass.
+const MIN_SPARSE_PIXELS: usize = 16;
 
 /// A sample's image on one side of a layer.
 #[derive(Clone, Copy, Debug)]
@@ -77,13 +126,22 @@ impl Linear {
         max_samples: usize,
         packed_start: usize,
         is_first: bool,
+        sparsity: Sparsity,
     ) -> Option<Self> {
         let Geometry { relation, channels, to_high, activation } = geometry(layer, live)?;
         let isa = arithmetic.isa;
         let (onward, back) =
             if to_high { (Direction::ToHigh, Direction::ToLow) } else { (Direction::ToLow, Direction::ToHigh) };
-        // What a gather sums over are channels of its input, or pairs of them.
-        let gather = |direction| {
+        let is_sparse = arithmetic.precision == Precision::F32
+            && relation.taps() > 1
+            && channels.high >= MIN_SPARSE_CHANNELS
+            && relation.low.rows * relation.low.columns >= MIN_SPARSE_PIXELS
+            && if to_high { sparsity.input } else { sparsity.delta };
+        let map = |direction| {
+            if is_sparse && direction == Direction::ToHigh {
+                return Map::Scatter(Scatter::new(isa, &relation, channels));
+            }
+            // What a gather sums over are channels of its input, or pairs of them.
             let summed = |channels: usize| match arithmetic.precision {
                 Precision::F32 => channels,
                 Precision::Bf16 => channels.div_ceil(2),
@@ -92,14 +150,14 @@ impl Linear {
                 Direction::ToLow => ChannelCounts { high: summed(channels.high), ..channels },
                 Direction::ToHigh => ChannelCounts { low: summed(channels.low), ..channels },
             };
-            Gather::new(isa, &relation, direction, channels, max_samples)
+            Map::Gather(Gather::new(isa, &relation, direction, channels, max_samples))
         };
-        let forward = gather(onward);
+        let forward = map(onward);
         let packed_forward = packed_start..packed_start + forward.packed_len();
         let backward = (!is_first).then(|| {
-            let gather = gather(back);
-            let range = packed_forward.end..packed_forward.end + gather.packed_len();
-            (gather, range)
+            let map = map(back);
+            let range = packed_forward.end..packed_forward.end + map.packed_len();
+            (map, range)
         });
         let high = ImageSize { pixels: relation.high.rows * relation.high.columns, channels: channels.high };
         let low = ImageSize { pixels: relation.low.rows * relation.low.columns, channels: channels.low };
@@ -116,7 +174,11 @@ impl Linear {
             forward,
             packed_forward,
             backward,
-            weight_gradient: Reduce::new(isa, &relation, channels),
+            weight_gradient: if is_sparse {
+                WeightGradient::Sparse(SparseReduce::new(isa, &relation, channels))
+            } else {
+                WeightGradient::All(Reduce::new(isa, &relation, channels))
+            },
             products: relation.pairs() * channels.high * channels.low,
         })
     }
@@ -140,7 +202,7 @@ impl Linear {
     /// Words of scratch memory for passes over `samples` samples.
     pub(super) fn scratch_len(&self, samples: usize) -> usize {
         let (of_forward, of_reduce) = (self.forward.scratch_len(), |samples| self.weight_gradient.scratch_len(samples));
-        let of_backward = self.backward.as_ref().map_or(0, |(gather, _)| gather.scratch_len());
+        let of_backward = self.backward.as_ref().map_or(0, |(map, _)| map.scratch_len());
         let lens = match self.arithmetic.precision {
             Precision::F32 => [of_forward, of_backward, of_reduce(samples)],
             Precision::Bf16 => [
@@ -158,12 +220,16 @@ impl Linear {
         let (onward, back) =
             if self.to_high { (Direction::ToHigh, Direction::ToLow) } else { (Direction::ToLow, Direction::ToHigh) };
         self.pack_for(&self.forward, onward, kernel, &mut packed[self.packed_forward.clone()], scratch);
-        if let Some((gather, range)) = &self.backward {
-            self.pack_for(gather, back, kernel, &mut packed[range.clone()], scratch);
+        if let Some((map, range)) = &self.backward {
+            self.pack_for(map, back, kernel, &mut packed[range.clone()], scratch);
         }
     }
 
-    fn pack_for(&self, gather: &Gather, direction: Direction, kernel: &[f32], packed: &mut [f32], scratch: &mut [f32]) {
+    fn pack_for(&self, map: &Map, direction: Direction, kernel: &[f32], packed: &mut [f32], scratch: &mut [f32]) {
+        let gather = match map {
+            Map::Gather(gather) => gather,
+            Map::Scatter(scatter) => return scatter.pack(kernel, packed),
+        };
         if self.arithmetic.precision == Precision::F32 {
             return gather.pack(kernel, packed);
         }
@@ -199,7 +265,7 @@ impl Linear {
         let bias = self.bias.clone().map(|range| &parameters[range]);
         let after = if self.activation == Activation::Relu { After::Relu } else { After::Keep };
         let sums = GatherSums { bias, output, after };
-        self.gather(&self.forward, samples, (input, self.input), &packed[self.packed_forward.clone()], sums, scratch);
+        self.map(&self.forward, samples, (input, self.input), &packed[self.packed_forward.clone()], sums, scratch);
     }
 
     /// Adds the gradients of kernel and bias for `samples` samples to `gradient` (laid out like the parameters), or
@@ -222,8 +288,15 @@ impl Linear {
         let accumulate = !first;
         if precision == Precision::F32 {
             let [high, low] = self.high_and_low(input, delta);
-            return self.weight_gradient.run(samples, ReduceOperands { high, low, gradient, accumulate, scratch });
+            let operands = ReduceOperands { high, low, gradient, accumulate, scratch };
+            return match &self.weight_gradient {
+                WeightGradient::All(reduce) => reduce.run(samples, operands),
+                WeightGradient::Sparse(reduce) => reduce.run(samples, operands),
+            };
         }
+        let WeightGradient::All(reduce) = &self.weight_gradient else {
+            unreachable!("a sparse plan is for floats");
+        };
         let (of_input, scratch) = scratch.split_at_mut(self.input.sample_pairs(samples));
         let (of_output, scratch) = scratch.split_at_mut(self.output.sample_pairs(samples));
         let pair = |values: &[f32], size: ImageSize, pairs| {
@@ -236,22 +309,22 @@ impl Linear {
         let [high, low] = self.high_and_low(&*of_input, &*of_output).map(bytemuck::cast_slice);
         let scratch: &mut [Bf16Pair] = bytemuck::cast_slice_mut(scratch);
         let operands = ReduceOperands { high, low, gradient, accumulate, scratch };
-        self.weight_gradient.run(samples.div_ceil(2), operands);
+        reduce.run(samples.div_ceil(2), operands);
     }
 
     /// The loss' derivative by the layer's input, from `delta` as above; `after` is applied to it.
     pub(super) fn input_gradient(&self, samples: usize, after: After<'_>, pass: InputGradientPass<'_>) {
         let InputGradientPass { packed, delta, input_gradient, scratch } = pass;
-        if let Some((gather, range)) = &self.backward {
+        if let Some((map, range)) = &self.backward {
             let sums = GatherSums { bias: None, output: input_gradient, after };
-            self.gather(gather, samples, (delta, self.output), &packed[range.clone()], sums, scratch);
+            self.map(map, samples, (delta, self.output), &packed[range.clone()], sums, scratch);
         }
     }
 
     /// Runs a plan over floats, or over pairs that are made of them first.
-    fn gather(
+    fn map(
         &self,
-        gather: &Gather,
+        map: &Map,
         samples: usize,
         (input, size): (&[f32], ImageSize),
         packed: &[f32],
@@ -259,11 +332,14 @@ impl Linear {
         scratch: &mut [f32],
     ) {
         let GatherSums { bias, output, after } = sums;
-        match self.arithmetic.precision {
-            Precision::F32 => {
+        match (map, self.arithmetic.precision) {
+            (Map::Scatter(scatter), _) => {
+                scatter.run(samples, GatherOperands { input, packed, bias, output, after, scratch });
+            }
+            (Map::Gather(gather), Precision::F32) => {
                 gather.run(samples, GatherOperands { input, packed, bias, output, after, scratch });
             }
-            Precision::Bf16 => {
+            (Map::Gather(gather), Precision::Bf16) => {
                 let len = samples * size.channel_pairs();
                 let (pairs, scratch) = scratch.split_at_mut(in_lines(len));
                 let pairs: &mut [Bf16Pair] = bytemuck::cast_slice_mut(pairs);

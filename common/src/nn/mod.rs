@@ -10,6 +10,7 @@ mod network;
 mod op;
 mod parts;
 mod profile;
+mod sparsity;
 mod subtree;
 mod sums;
 mod workspace;

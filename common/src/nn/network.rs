@@ -7,6 +7,7 @@ use super::loss::Loss;
 use super::op::{Op, unparametrised};
 use super::parts::GradientPlace;
 use super::profile::Lap;
+use super::sparsity::Sparsity;
 use super::workspace::Workspace;
 use crate::kernel::contraction::After;
 use crate::kernel::pooling;
@@ -124,10 +125,11 @@ impl Network {
         let mut trained = false;
         let is_dense = model.is_dense();
         for (i, (layer, live)) in model.layers.iter().zip(LiveSizes::of(model)).enumerate() {
+            let sparsity = Sparsity::between(ops.last(), model.layers.get(i + 1));
             let op = if is_dense && let Some(dense) = DenseLayer::new(arithmetic, layer, &model.layout, pass_samples) {
                 Some(Op::Dense(Box::new(dense)))
             } else if let Some(linear) =
-                Linear::new(arithmetic, (layer, live), &model.layout, pass_samples, packed_len, !trained)
+                Linear::new(arithmetic, (layer, live), &model.layout, pass_samples, packed_len, !trained, sparsity)
             {
                 trained = true;
                 packed_len = linear.packed_end();

@@ -8,6 +8,9 @@
 //!   passes and input gradients in both directions.
 //! - [`Reduce`]: each weight sums over samples and pixels, in that order. It serves all weight gradients.
 //!
+//! Where the low image is mostly 0, [`Scatter`] does what a gather to the high image does, and [`SparseReduce`] what a reduction
+//! does, without the products of zeros.
+//!
 //! [`Dense`] does both for networks of dense layers alone, over many samples at once and on all threads.
 //!
 //! Plans are made once for a model and checked then; running one costs a few length checks.
@@ -16,7 +19,10 @@ mod crew;
 mod dense;
 mod gather;
 mod lines;
+mod patches;
 mod reduce;
+mod scatter;
+mod sparse_reduce;
 
 use super::isa::Isa;
 use super::microkernel::{MAX_SEGMENTS, Run, panel_widths};
@@ -26,9 +32,14 @@ pub use crew::{Crew, CrewSize};
 pub use dense::{Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient};
 pub use gather::{After, Direction, Gather, GatherOperands};
 pub use reduce::{Reduce, ReduceOperands};
+pub use scatter::Scatter;
+pub use sparse_reduce::SparseReduce;
 
 /// Elements that must follow the last one of a buffer that is read in whole vectors: the widest panel.
 pub const SLACK: usize = 64;
+
+/// Floats that stay in the L1 cache while something else goes by: 24 KiB of at least 32.
+const L1_FLOATS: usize = 6144;
 
 /// Leaves whose weight gradients one run can add up.
 pub const MAX_LEAVES: usize = MAX_SEGMENTS;

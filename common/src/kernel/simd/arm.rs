@@ -12,6 +12,7 @@ pub(in crate::kernel) struct Neon;
 impl Simd for Neon {
     const LANES: usize = 4;
     const UNROLLED: [usize; 4] = [1; 4];
+    const SUMS: usize = 24;
     type Vector = float32x4_t;
 
     #[inline(always)]

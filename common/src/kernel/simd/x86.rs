@@ -12,6 +12,7 @@ pub(in crate::kernel) struct Avx2;
 impl Simd for Avx2 {
     const LANES: usize = 8;
     const UNROLLED: [usize; 4] = [4; 4];
+    const SUMS: usize = 12;
     type Vector = __m256;
 
     #[inline(always)]
@@ -92,6 +93,20 @@ impl Simd for Avx2 {
         unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(bits))) }
     }
 
+    #[inline(always)]
+    unsafe fn keep_nonzero(from: *const f32, with: *const u32, to: *mut f32, to_with: *mut u32) -> usize {
+        // SAFETY: see above; there is an order for each of 256 masks.
+        unsafe {
+            let values = _mm256_loadu_ps(from);
+            let kept = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NEQ_UQ>(values, _mm256_setzero_ps())) as usize;
+            let order = _mm256_loadu_si256(KEPT_FIRST.get_unchecked(kept).as_ptr().cast());
+            _mm256_storeu_ps(to, _mm256_permutevar8x32_ps(values, order));
+            let with = _mm256_loadu_si256(with.cast());
+            _mm256_storeu_si256(to_with.cast(), _mm256_permutevar8x32_epi32(with, order));
+            kept.count_ones() as usize
+        }
+    }
+
     // Pairs of rows, then of pairs, then of halves: after each step twice as many rows lie side by side.
     #[inline(always)]
     unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
@@ -131,6 +146,24 @@ unsafe fn first_lanes(lanes: usize) -> __m256i {
     unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
 }
 
+/// For each mask of eight lanes, those that are in it, ascending, and then anything.
+static KEPT_FIRST: [[u32; 8]; 256] = {
+    let mut orders = [[0; 8]; 256];
+    let mut mask = 0;
+    while mask < 256 {
+        let (mut kept, mut lane) = (0, 0);
+        while lane < 8 {
+            if mask >> lane & 1 == 1 {
+                orders[mask][kept] = lane;
+                kept += 1;
+            }
+            lane += 1;
+        }
+        mask += 1;
+    }
+    orders
+};
+
 /// AVX-512: sixteen lanes.
 #[derive(Clone, Copy)]
 pub struct Avx512;
@@ -139,6 +172,7 @@ pub struct Avx512;
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const UNROLLED: [usize; 4] = [1, 1, 1, 4];
+    const SUMS: usize = 24;
     type Vector = __m512;
 
     #[inline(always)]
@@ -217,6 +251,18 @@ impl Simd for Avx512 {
     unsafe fn lower_half(bits: __m512) -> __m512 {
         // SAFETY: see above.
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(bits))) }
+    }
+
+    #[inline(always)]
+    unsafe fn keep_nonzero(from: *const f32, with: *const u32, to: *mut f32, to_with: *mut u32) -> usize {
+        // SAFETY: see above. (To compress in a register and to store all of it is faster than to store what is kept.)
+        unsafe {
+            let (values, with) = (_mm512_loadu_ps(from), _mm512_loadu_epi32(with.cast()));
+            let kept = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(values, _mm512_setzero_ps());
+            _mm512_storeu_ps(to, _mm512_maskz_compress_ps(kept, values));
+            _mm512_storeu_epi32(to_with.cast(), _mm512_maskz_compress_epi32(kept, with));
+            kept.count_ones() as usize
+        }
     }
 
     // As for AVX2; quarter `q` of `fours[4 * i + c]` is column `4 * q + c` of rows `4 * i` to `4 * i + 3`.

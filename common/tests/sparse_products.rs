@@ -1,0 +1,286 @@
+//! Plans that leave out products with zeros, against plain loops of `f32::mul_add` in the documented order, to the bit; and
+//! against the plans that leave nothing out. As in `contraction.rs`, operands lie next to pages without access.
+
+#[path = "../src/kernel/fenced.rs"]
+mod fenced;
+#[path = "support/product_sums.rs"]
+#[allow(dead_code)]
+mod product_sums;
+
+use lockstep_common::kernel::Isa;
+use lockstep_common::kernel::contraction::{
+    After, ChannelCounts, Direction, Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands, SLACK, Scatter,
+    SparseReduce,
+};
+use lockstep_common::rng::Stream;
+
+use fenced::Edge;
+use product_sums::*;
+
+/// Relations, channels around all widths, numbers of samples, and of how many elements of the low image one is not 0.
+fn cases() -> impl Iterator<Item = (&'static str, PixelRelation, ChannelCounts, usize, u32)> {
+    let large = PixelRelation {
+        high: pair(9, 8),
+        low: pair(9, 8),
+        kernel: pair(5, 4),
+        strides: pair(1, 1),
+        padding: pair(2, 1),
+    };
+    relations().into_iter().chain([("large", large)]).flat_map(|(name, relation)| {
+        let pairs = channel_pairs().chain([(ChannelCounts { high: 131, low: 5 }, 0)]);
+        // Images that are cut into bands of rows. (Smaller ones, of 65 channels, are cut into taps.)
+        let cut = [(131, 1), (350, 3)].map(|(high, samples)| (ChannelCounts { high, low: 3 }, samples));
+        let pairs = pairs.chain(cut.into_iter().filter(move |_| name == "large"));
+        pairs
+            .zip([1, 2, 6, 50].into_iter().cycle())
+            .map(move |((channels, samples), of)| (name, relation, channels, samples, of))
+    })
+}
+
+/// One in `of` elements is not 0; zeros have either sign.
+fn sparse_values(len: usize, of: u32, stream: &mut Stream) -> Vec<f32> {
+    let mut value = || match stream.below(of) {
+        0 => stream.uniform() + 0.1,
+        _ => [0.0, -0.0][stream.below(2) as usize],
+    };
+    (0..len).map(|_| value()).collect()
+}
+
+fn pixels(relation: &PixelRelation) -> (usize, usize) {
+    (relation.high.rows * relation.high.columns, relation.low.rows * relation.low.columns)
+}
+
+/// The definition: for each high element, the bias, then tap by tap and low channel by low channel, without zeros.
+fn scatter_specification(
+    relation: &PixelRelation,
+    channels: ChannelCounts,
+    samples: usize,
+    (low, weights, bias): (&[f32], &[f32], Option<&[f32]>),
+) -> Vec<f32> {
+    let mut output = Vec::new();
+    for sample in low.chunks_exact((pixels(relation).1 * channels.low).max(1)).take(samples) {
+        for taps in sources(relation, Direction::ToHigh) {
+            for channel in 0..channels.high {
+                let mut sum = bias.map_or(0.0, |bias| bias[channel]);
+                for &(tap, pixel) in &taps {
+                    let weights = &weights[(tap * channels.high + channel) * channels.low..][..channels.low];
+                    for (value, weight) in sample[pixel * channels.low..].iter().zip(weights) {
+                        if *value != 0.0 {
+                            sum = value.mul_add(*weight, sum);
+                        }
+                    }
+                }
+                output.push(sum);
+            }
+        }
+    }
+    output
+}
+
+/// The definition: for each weight, what was there or 0, then sample by sample, row by row, column by column of the low image,
+/// without its zeros. Outside the high image there are zeros.
+fn reduce_specification_without_zeros(
+    relation: &PixelRelation,
+    channels: ChannelCounts,
+    samples: usize,
+    (high, low): (&[f32], &[f32]),
+    before: Option<&[f32]>,
+) -> Vec<f32> {
+    let (high_pixels, low_pixels) = pixels(relation);
+    let sources = sources(relation, Direction::ToLow);
+    let mut gradient = Vec::new();
+    for tap in 0..relation.taps() {
+        for high_channel in 0..channels.high {
+            for low_channel in 0..channels.low {
+                let mut sum = before.map_or(0.0, |before| before[gradient.len()]);
+                for (sample, (pixel, taps)) in
+                    (0..samples).flat_map(|i| sources.iter().enumerate().map(move |at| (i, at)))
+                {
+                    let value = low[(sample * low_pixels + pixel) * channels.low + low_channel];
+                    let place = taps.iter().find(|(of, _)| *of == tap);
+                    let other =
+                        place.map_or(0.0, |(_, at)| high[(sample * high_pixels + at) * channels.high + high_channel]);
+                    if value != 0.0 {
+                        sum = value.mul_add(other, sum);
+                    }
+                }
+                gradient.push(sum);
+            }
+        }
+    }
+    gradient
+}
+
+/// Scenario: low images with many zeros and few, every relation, channels around all widths, every `After`.
+/// Property: the definition's bits, and where nothing is infinite those of a gather.
+#[test]
+fn scatters_leave_out_zeros_and_keep_the_order() {
+    for (i, (name, relation, channels, samples, of)) in cases().enumerate() {
+        let (high_pixels, low_pixels) = pixels(&relation);
+        let mut stream = stream(channels.high * 100 + channels.low, samples);
+        let low = sparse_values(samples * low_pixels * channels.low, of, &mut stream);
+        let weights = random_values(relation.taps() * channels.high * channels.low, &mut stream);
+        let bias = random_values(channels.high, &mut stream);
+        let bias = (i % 3 > 0).then_some(&bias[..]);
+        let gate = random_values(samples * high_pixels * channels.high, &mut stream);
+        let sums = scatter_specification(&relation, channels, samples, (&low, &weights, bias));
+        for isa in Isa::available() {
+            for (edge, finish) in [(Edge::Start, i % 3), (Edge::End, (i + 1) % 3)] {
+                let place =
+                    format!("{name}: {relation:?} {channels:?} {samples} samples, finish {finish}, on {isa}, {edge:?}");
+                eprintln!("{place}");
+                let closed = |(at, sum): (usize, f32)| match finish {
+                    0 => false,
+                    1 => sum <= 0.0,
+                    _ => gate[at] <= 0.0,
+                };
+                let outputs = sums.iter().copied().enumerate();
+                let expected: Vec<f32> = outputs.map(|(at, sum)| if closed((at, sum)) { 0.0 } else { sum }).collect();
+                let after = [After::Keep, After::Relu, After::Gate(&gate)][finish];
+
+                let plan = Scatter::new(isa, &relation, channels);
+                let mut packed = Guarded::blank(plan.packed_len(), edge);
+                plan.pack(Guarded::new(&weights, edge).values(), packed.values_mut());
+                let mut scratch = Guarded::blank(plan.scratch_len(), edge);
+                let mut output = Guarded::blank(expected.len(), edge);
+                let input = Guarded::new(&low, edge);
+                let operands = GatherOperands {
+                    input: input.values(),
+                    packed: packed.values(),
+                    bias,
+                    output: output.values_mut(),
+                    after,
+                    scratch: scratch.values_mut(),
+                };
+                plan.run(samples, operands);
+                assert_same_bits(&place, output.values(), &expected);
+                output.assert_untouched(&place);
+                packed.assert_untouched(&place);
+                scratch.assert_untouched(&place);
+
+                if channels.high < NARROW {
+                    continue;
+                }
+                let gather = Gather::new(isa, &relation, Direction::ToHigh, channels, samples.max(1));
+                let (mut packed, mut scratch) = (vec![0.0; gather.packed_len()], vec![0.0; gather.scratch_len()]);
+                gather.pack(&weights, &mut packed);
+                let mut output = vec![CANARY; expected.len()];
+                let (input, packed) = (&low[..], &packed[..]);
+                let operands =
+                    GatherOperands { input, packed, bias, output: &mut output, after, scratch: &mut scratch };
+                gather.run(samples, operands);
+                assert_same_bits(&format!("gather, {place}"), &output, &expected);
+            }
+        }
+    }
+}
+
+/// Scenario: as above, added to what is there and not.
+/// Property: the definition's bits, and where nothing is infinite those of a reduction that leaves nothing out.
+#[test]
+fn sparse_reductions_leave_out_zeros_and_keep_the_order() {
+    for (name, relation, channels, samples, of) in cases() {
+        let (high_pixels, low_pixels) = pixels(&relation);
+        let mut stream = stream(channels.high * 100 + channels.low, samples + 10);
+        let high = random_values(samples * high_pixels * channels.high, &mut stream);
+        let low = sparse_values(samples * low_pixels * channels.low, of, &mut stream);
+        let before = random_values(relation.taps() * channels.high * channels.low, &mut stream);
+        for start in [None, Some(&before[..])] {
+            let operands = (&high[..], &low[..]);
+            let expected = reduce_specification_without_zeros(&relation, channels, samples, operands, start);
+            for (isa, edge) in Isa::available().into_iter().flat_map(|isa| [(isa, Edge::Start), (isa, Edge::End)]) {
+                let accumulate = start.is_some();
+                let place =
+                    format!("{name}: {relation:?} {channels:?} {samples} samples, {accumulate}, on {isa}, {edge:?}");
+                eprintln!("{place}");
+                let plan = SparseReduce::new(isa, &relation, channels);
+                let (high, low) = (Guarded::new(&high, edge), Guarded::new(&low, edge));
+                let mut scratch = Guarded::blank(plan.scratch_len(), edge);
+                let mut gradient = match start {
+                    Some(before) => Guarded::new(before, edge),
+                    None => Guarded::blank(expected.len(), edge),
+                };
+                let operands = ReduceOperands {
+                    high: high.values(),
+                    low: low.values(),
+                    gradient: gradient.values_mut(),
+                    accumulate,
+                    scratch: scratch.values_mut(),
+                };
+                plan.run(samples, operands);
+                assert_same_bits(&place, gradient.values(), &expected);
+                gradient.assert_untouched(&place);
+                scratch.assert_untouched(&place);
+
+                let all = Reduce::new(isa, &relation, channels);
+                let low = Guarded::with_slack(low.values(), SLACK, edge);
+                let mut gradient = start.map_or(vec![CANARY; expected.len()], <[f32]>::to_vec);
+                let operands = ReduceOperands {
+                    high: high.values(),
+                    low: low.values(),
+                    gradient: &mut gradient,
+                    accumulate,
+                    scratch: &mut vec![0.0; all.scratch_len(samples)],
+                };
+                all.run(samples, operands);
+                assert_same_bits(&format!("all products, {place}"), &gradient, &expected);
+            }
+        }
+    }
+}
+
+/// Scenario: infinite weights, and infinite high elements, that meet zeros of the low image alone; and what is not a number in
+/// the low image.
+/// Property: the first leave no trace, the last one is no zero.
+#[test]
+fn what_meets_zeros_alone_leaves_no_trace_and_nan_is_no_zero() {
+    let relation = PixelRelation {
+        high: pair(4, 4),
+        low: pair(2, 2),
+        kernel: pair(2, 2),
+        strides: pair(2, 2),
+        padding: pair(0, 0),
+    };
+    let channels = ChannelCounts { high: 19, low: 18 };
+    for isa in Isa::available() {
+        // The second low channel is 0 everywhere, and the last low pixel is.
+        let mut low: Vec<f32> = (0..4 * 18).map(|i| if i % 18 == 1 || i >= 3 * 18 { 0.0 } else { 1.0 }).collect();
+        let mut weights = vec![0.5; 4 * 19 * 18];
+        weights.iter_mut().skip(1).step_by(18).for_each(|weight| *weight = f32::INFINITY);
+        let mut high = vec![0.25; 16 * 19];
+        for pixel in [10, 11, 14, 15] {
+            high[pixel * 19..][..19].fill(f32::NEG_INFINITY);
+        }
+        let run = |low: &[f32]| {
+            let scatter = Scatter::new(isa, &relation, channels);
+            let (mut packed, mut output) = (vec![0.0; scatter.packed_len()], vec![0.0; 16 * 19]);
+            scatter.pack(&weights, &mut packed);
+            scatter.run(
+                1,
+                GatherOperands {
+                    input: low,
+                    packed: &packed,
+                    bias: None,
+                    output: &mut output,
+                    after: After::Keep,
+                    scratch: &mut vec![0.0; scatter.scratch_len()],
+                },
+            );
+            let reduce = SparseReduce::new(isa, &relation, channels);
+            let mut gradient = vec![0.0; 4 * 19 * 18];
+            let scratch = &mut vec![0.0; reduce.scratch_len()];
+            reduce.run(1, ReduceOperands { high: &high, low, gradient: &mut gradient, accumulate: false, scratch });
+            (output, gradient)
+        };
+        let (output, gradient) = run(&low);
+        assert!(output.iter().chain(&gradient).all(|value| value.is_finite()), "{isa}");
+        low[2] = f32::NAN;
+        let (output, gradient) = run(&low);
+        assert_eq!(output.iter().filter(|value| value.is_nan()).count(), 4 * 19, "{isa}: the patch of the first pixel");
+        assert_eq!(
+            gradient.iter().filter(|value| value.is_nan()).count(),
+            4 * 19,
+            "{isa}: the weights of a low channel"
+        );
+    }
+}
