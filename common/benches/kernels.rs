@@ -5,7 +5,7 @@ use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use lockstep_common::kernel::contraction::{
     After, ChannelCounts, Crew, Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient, Direction,
-    Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands, SLACK,
+    Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands, SLACK, Scatter, SparseReduce,
 };
 use lockstep_common::kernel::elementwise::{self, AdamSlices, SquareSum};
 use lockstep_common::kernel::{AlignedFloats, Isa, Precision, probe};
@@ -142,6 +142,45 @@ fn article_weight_gradient(bencher: Bencher<'_, '_>, layer: Convolution) {
     let mut scratch = AlignedFloats::zeros(plan.scratch_len(Convolution::SAMPLES));
     bencher.counter(ItemsCount::new(layer.operations())).bench_local(|| {
         let (high, low) = (black_box(&high), black_box(&low));
+        let operands = ReduceOperands { high, low, gradient: &mut gradient, accumulate: false, scratch: &mut scratch };
+        plan.run(Convolution::SAMPLES, operands);
+    });
+}
+
+/// The second convolution and the second transposed one, whose low images are mostly 0: one element in so many is not.
+const SPARSE: [(Convolution, usize); 2] = [(ARTICLE[1], 6), (ARTICLE[4], 3)];
+
+fn sparse_values(len: usize, of: usize) -> Vec<f32> {
+    values(len).into_iter().enumerate().map(|(i, value)| if (i * 7 / 5) % of == 0 { value } else { 0.0 }).collect()
+}
+
+/// High images of 8 samples without the products of zeros; items are operations, those that are left out included.
+#[divan::bench(args = SPARSE.map(|(layer, _)| layer.name))]
+fn article_scatter(bencher: Bencher<'_, '_>, name: &str) {
+    let (layer, of) = *SPARSE.iter().find(|(layer, _)| layer.name == name).expect("a layer of the list");
+    let plan = Scatter::new(Isa::best(), &layer.relation(), layer.channels);
+    let input = sparse_values(layer.low_len(), of);
+    let mut packed = AlignedFloats::zeros(plan.packed_len());
+    plan.pack(&values(layer.weights_len()), &mut packed);
+    let mut output = AlignedFloats::zeros(layer.high_len());
+    let mut scratch = AlignedFloats::zeros(plan.scratch_len());
+    bencher.counter(ItemsCount::new(layer.operations())).bench_local(|| {
+        let (input, packed, after) = (black_box(&input), black_box(&packed), After::Keep);
+        let (output, scratch) = (&mut output, &mut scratch);
+        plan.run(Convolution::SAMPLES, GatherOperands { input, packed, bias: None, output, after, scratch });
+    });
+}
+
+/// Weight gradients of 8 samples without the products of zeros; items as above.
+#[divan::bench(args = SPARSE.map(|(layer, _)| layer.name))]
+fn article_sparse_weight_gradient(bencher: Bencher<'_, '_>, name: &str) {
+    let (layer, of) = *SPARSE.iter().find(|(layer, _)| layer.name == name).expect("a layer of the list");
+    let plan = SparseReduce::new(Isa::best(), &layer.relation(), layer.channels);
+    let (high, low) = (values(layer.high_len()), sparse_values(layer.low_len(), of));
+    let mut gradient = vec![0.0; layer.weights_len()];
+    let mut scratch = AlignedFloats::zeros(plan.scratch_len());
+    bencher.counter(ItemsCount::new(layer.operations())).bench_local(|| {
+        let (high, low) = (black_box(&high[..]), black_box(&low[..]));
         let operands = ReduceOperands { high, low, gradient: &mut gradient, accumulate: false, scratch: &mut scratch };
         plan.run(Convolution::SAMPLES, operands);
     });

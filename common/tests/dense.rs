@@ -4,7 +4,7 @@
 
 use lockstep_common::kernel::bf16;
 use lockstep_common::kernel::contraction::{
-    After, Crew, Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient, MAX_LEAVES,
+    After, Crew, Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient, MAX_LEAVES, SparseOperand,
 };
 use lockstep_common::kernel::{Arithmetic, Isa, Precision};
 use lockstep_common::rng::{Purpose, Stream};
@@ -51,6 +51,22 @@ fn product(
 
 fn gate(gates: &[f32], values: Vec<f32>) -> Vec<f32> {
     values.into_iter().zip(gates).map(|(value, &gate)| if gate <= 0.0 { 0.0 } else { value }).collect()
+}
+
+/// Operands of weight gradients whose zeros are left out.
+const SPARSE: [Option<SparseOperand>; 3] = [None, Some(SparseOperand::Input), Some(SparseOperand::Delta)];
+
+fn dense(
+    arithmetic: impl Into<Arithmetic>,
+    shape: DenseShape,
+    max_samples: usize,
+    sparse: Option<SparseOperand>,
+) -> Dense {
+    let plan = Dense::new(arithmetic, shape, max_samples);
+    match sparse {
+        Some(sparse) => plan.with_sparse(sparse),
+        None => plan,
+    }
 }
 
 #[derive(Debug)]
@@ -185,18 +201,25 @@ impl Case {
             });
             assert_same_bits(&format!("input gradient, {place}"), &got, &gate(&inward, back.clone()));
 
-            let mut sum = |leaves: &[usize], before: &[f32], accumulate, nodes| {
-                guarded(&place, before, |gradient| {
-                    let operands = DenseWeightGradient { input: &input, delta: &delta, gradient, accumulate, nodes };
-                    plan.weight_gradient(leaves, operands, &mut crew);
-                })
-            };
-            for (nodes, gradient) in [(Precision::F32, &gradient), (Precision::Bf16, &rounded_gradient)] {
-                let got = sum(&self.leaves, &vec![CANARY; before.len()], false, nodes);
-                assert_same_bits(&format!("weight gradient, {nodes} nodes, {place}"), &got, gradient);
+            // To leave out zeros changes no bit, if nothing is infinite.
+            for sparse in SPARSE {
+                let plan = dense(Arithmetic { isa, precision }, self.shape, samples + 1, sparse);
+                let mut crew = Crew::new(self.threads, plan.crew());
+                let place = format!("{sparse:?}, {place}");
+                let mut sum = |leaves: &[usize], before: &[f32], accumulate, nodes| {
+                    guarded(&place, before, |gradient| {
+                        let operands =
+                            DenseWeightGradient { input: &input, delta: &delta, gradient, accumulate, nodes };
+                        plan.weight_gradient(leaves, operands, &mut crew);
+                    })
+                };
+                for (nodes, gradient) in [(Precision::F32, &gradient), (Precision::Bf16, &rounded_gradient)] {
+                    let got = sum(&self.leaves, &vec![CANARY; before.len()], false, nodes);
+                    assert_same_bits(&format!("weight gradient, {nodes} nodes, {place}"), &got, gradient);
+                }
+                let got = sum(&[samples], &before, true, Precision::F32);
+                assert_same_bits(&format!("continued weight gradient, {place}"), &got, &continued);
             }
-            let got = sum(&[samples], &before, true, Precision::F32);
-            assert_same_bits(&format!("continued weight gradient, {place}"), &got, &continued);
         }
     }
 }
@@ -245,8 +268,8 @@ fn what_is_said_to_be_finite_is_finite() {
     let shape = DenseShape { pixels: 1, inputs: 23, outputs: 112 };
     let leaves = [3, 2];
     for isa in Isa::available() {
-        for nodes in Precision::ALL {
-            let plan = Dense::new(isa, shape, 5);
+        for (nodes, sparse) in Precision::ALL.into_iter().flat_map(|nodes| SPARSE.map(|sparse| (nodes, sparse))) {
+            let plan = dense(isa, shape, 5, sparse);
             let mut crew = Crew::new(1, plan.crew());
             let mut known = |leaves: &[usize], change: &dyn Fn(&mut [f32], &mut [f32])| {
                 let (mut input, mut delta) = (random(5 * shape.inputs, 1), random(5 * shape.outputs, 2));
@@ -263,7 +286,8 @@ fn what_is_said_to_be_finite_is_finite() {
                 (known, gradient.iter().all(|value| value.is_finite()))
             };
             assert_eq!(known(&leaves, &|_, _| ()), (true, true), "{isa}");
-            assert_eq!(known(&[5], &|_, _| ()), (false, true), "{isa}: nobody looks at a single leaf");
+            let is_looked_at = sparse.is_some() && nodes == Precision::F32;
+            assert_eq!(known(&[5], &|_, _| ()), (is_looked_at, true), "{isa}: who looks at a single leaf");
             for place in 0..5 * shape.outputs {
                 for wrong in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
                     assert_eq!(known(&leaves, &|_, delta| delta[place] = wrong), (false, false), "{isa}: {place}");
@@ -282,6 +306,35 @@ fn what_is_said_to_be_finite_is_finite() {
                 assert_eq!(known(&leaves, &overflow), (false, false), "{isa}: row {row}");
             }
         }
+    }
+}
+
+/// Scenario: an operand is infinite where the other one, the sparse one, is 0. Property: the gradient is finite.
+#[test]
+fn what_meets_zeros_alone_leaves_no_trace() {
+    let shape = DenseShape { pixels: 1, inputs: 23, outputs: 112 };
+    for (isa, sparse) in Isa::available().into_iter().flat_map(|isa| SPARSE.map(|sparse| (isa, sparse))) {
+        let plan = dense(isa, shape, 4, sparse);
+        let (mut input, mut delta) = (vec![0.5; 4 * shape.inputs], vec![0.25; 4 * shape.outputs]);
+        let (zeros, infinite) = match sparse {
+            Some(SparseOperand::Delta) => {
+                (&mut delta[shape.outputs..][..shape.outputs], &mut input[shape.inputs..][..1])
+            }
+            _ => (&mut input[shape.inputs..][..shape.inputs], &mut delta[shape.outputs..][..1]),
+        };
+        zeros.fill(-0.0);
+        infinite.fill(f32::INFINITY);
+        let mut gradient = vec![CANARY; shape.inputs * shape.outputs];
+        let operands = DenseWeightGradient {
+            input: &input,
+            delta: &delta,
+            gradient: &mut gradient,
+            accumulate: false,
+            nodes: Precision::F32,
+        };
+        let known = plan.weight_gradient(&[2, 2], operands, &mut Crew::new(1, plan.crew()));
+        let finite = gradient.iter().all(|value| value.is_finite());
+        assert_eq!((known, finite), (sparse.is_some(), sparse.is_some()), "{sparse:?} on {isa}");
     }
 }
 

@@ -55,7 +55,15 @@ fn write_sample(id: u32, out: &mut [f32]) {
 }
 
 /// Trains `model` as a run does, and returns its `params_sha256`. With two workers, each computes half of the tree.
-fn train(model: &ResolvedModel, loss: Loss, arithmetic: Arithmetic, nodes: Precision, workers: usize) -> String {
+///
+/// Leaves are said to have `leaf_samples`, on which it depends whether zeros are left out.
+fn train(
+    model: &ResolvedModel,
+    loss: Loss,
+    arithmetic: Arithmetic,
+    nodes: Precision,
+    (workers, leaf_samples): (usize, usize),
+) -> String {
     let isa = arithmetic.isa;
     let schedule = Schedule {
         seed: SEED,
@@ -65,7 +73,7 @@ fn train(model: &ResolvedModel, loss: Loss, arithmetic: Arithmetic, nodes: Preci
         shuffle: true,
     };
     let assignment = schedule.assignment();
-    let network = Network::new(model, loss, arithmetic).with_nodes(nodes);
+    let network = Network::new(model, loss, arithmetic).with_nodes(nodes).for_leaves_of(leaf_samples);
     let buffers = Buffers::default();
     let mut parameters = initial_parameters(&model.layout, SEED).to_vec();
     let mut moments = Moments::zero(parameters.len());
@@ -111,11 +119,14 @@ fn check(text: &str, loss: Loss, golden: &str) {
 fn check_in([precision, nodes]: [Precision; 2], text: &str, loss: Loss, golden: &str) {
     let model = ModelSpec::from_toml(text).unwrap().resolve().unwrap();
     for isa in Isa::available() {
-        for workers in [1, 2] {
+        for (workers, leaf_samples) in [(1, 4), (1, 100), (2, 100)] {
             let arithmetic = Arithmetic { isa, precision };
-            let got = train(&model, loss, arithmetic, nodes, workers);
+            let got = train(&model, loss, arithmetic, nodes, (workers, leaf_samples));
             let name = &model.spec.name;
-            assert_eq!(got, golden, "{name} ({loss}) in {arithmetic}, {nodes} nodes, workers: {workers}. {ADVICE}");
+            assert_eq!(
+                got, golden,
+                "{name} ({loss}) in {arithmetic}, {nodes} nodes, workers: {workers}, {leaf_samples} samples. {ADVICE}"
+            );
         }
     }
 }

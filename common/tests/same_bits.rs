@@ -81,6 +81,9 @@ impl Bits {
     }
 }
 
+/// Samples of a leaf with which dense layers leave out zeros: it changes no bits of finite sums.
+const LARGE_LEAF: usize = 100;
+
 /// The gradient of `samples` samples on every instruction set, and with every number of samples to a pass, is that of
 /// plain code which takes one sample after the other.
 fn check(subject: &Subject, leaf_sizes: &[usize], pass_sizes: &[usize]) {
@@ -97,6 +100,8 @@ fn check_in(precision: Precision, subject: &Subject, leaf_sizes: &[usize], pass_
             for &pass in pass_sizes {
                 let network = Network::with_pass_samples(&subject.model, subject.loss, arithmetic, pass);
                 assert_eq!(subject.leaf(&network, samples), expected, "{place}, {pass} a pass");
+                let network = network.for_leaves_of(LARGE_LEAF);
+                assert_eq!(subject.leaf(&network, samples), expected, "{place}, {pass} a pass, without zeros");
             }
             let network = Network::new(&subject.model, subject.loss, arithmetic);
             assert_eq!(subject.leaf(&network, samples), expected, "{place}");
@@ -250,7 +255,9 @@ fn subtrees_for_any_number_of_threads_and_any_split() {
         let name = subject.name();
         let mut of_first_isa = BTreeMap::new();
         for (arithmetic, nodes) in all_arithmetics().flat_map(|with| Precision::ALL.map(|nodes| (with, nodes))) {
-            let network = Network::with_pass_samples(&subject.model, subject.loss, arithmetic, 4).with_nodes(nodes);
+            let network = Network::with_pass_samples(&subject.model, subject.loss, arithmetic, 4)
+                .with_nodes(nodes)
+                .for_leaves_of(LARGE_LEAF);
             let mut packed = vec![0.0; network.packed_len()];
             network.pack(&subject.parameters, &mut packed);
             let weights = Weights { parameters: &subject.parameters, packed: &packed };
@@ -327,7 +334,9 @@ fn groups_of_leaves_are_sums_leaf_by_leaf() {
             let expected = Bits::of(&gradient, loss);
             // Passes that hold all leaves, some of them, or less than one.
             for (with, pass) in available(precision).flat_map(|with| [(with, 1000), (with, 16), (with, 2)]) {
-                let network = Network::with_pass_samples(&subject.model, subject.loss, with, pass).with_nodes(nodes);
+                let network = Network::with_pass_samples(&subject.model, subject.loss, with, pass)
+                    .with_nodes(nodes)
+                    .for_leaves_of(LARGE_LEAF);
                 let mut packed = vec![0.0; network.packed_len()];
                 network.pack(&subject.parameters, &mut packed);
                 let weights = Weights { parameters: &subject.parameters, packed: &packed };

@@ -61,7 +61,7 @@ fn rounds_after_the_first_ask_for_no_memory() {
         presets.into_iter().flat_map(|preset| Precision::ALL.map(|precision| (preset, precision)))
     {
         let model = model::preset(preset).expect("a preset").resolve().expect("a valid model");
-        let network = Network::new(&model, Loss::Mse, Arithmetic { isa: Isa::best(), precision });
+        let network = Network::new(&model, Loss::Mse, Arithmetic { isa: Isa::best(), precision }).for_leaves_of(100);
         let parameters = initial_parameters(&model.layout, 1);
         let mut packed = vec![0.0; network.packed_len()];
         let buffers = Buffers::default();

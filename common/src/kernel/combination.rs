@@ -4,6 +4,8 @@
 //! ([`Lists`]), and to go through the list with sums in registers. Every sum is a chain of fused multiply-adds in the order of
 //! its list; vectors run across the rows.
 
+pub(super) mod leaves;
+
 use super::isa::{Isa, Kind};
 use super::simd::{Scalar, Simd};
 
@@ -18,10 +20,18 @@ const MAX_VECTORS: usize = 12;
 pub(super) struct Lists<'a> {
     /// Where each list ends; it starts where the one before ends.
     pub(super) ends: &'a [u32],
-    /// Where the row of each element begins, in floats.
+    /// The row of each element, or where it begins, in floats.
     pub(super) rows: &'a [u32],
     /// The elements.
     pub(super) factors: &'a [f32],
+}
+
+impl<'a> Lists<'a> {
+    /// Lists that were made in that memory: see [`ListsMut`].
+    pub(super) fn in_memory(memory: &'a [f32], ends: &'a [u32]) -> Self {
+        let (rows, factors) = memory.split_at(memory.len() / 2);
+        Self { ends, rows: bytemuck::cast_slice(rows), factors }
+    }
 }
 
 /// Whether stretches of that length are summed by threes, whole: if targets overlap, what is added to a sum then comes in the
@@ -273,6 +283,27 @@ impl<'a> ListsMut<'a> {
             }
         };
         self.len as u32
+    }
+
+    /// Appends a list for each part of `values`, of `step` times so many. Writes where they end.
+    ///
+    /// # Panics
+    /// As for [`ListsMut::append`], and when the parts are not all values.
+    pub(super) fn append_parts(
+        &mut self,
+        isa: Isa,
+        values: &[f32],
+        rows: &[u32],
+        (parts, step): (&[usize], usize),
+        ends: &mut [u32],
+    ) {
+        assert_eq!(parts.iter().sum::<usize>() * step, values.len(), "parts make up the values");
+        let mut at = 0;
+        for (part, end) in parts.iter().zip(ends) {
+            let part = at..at + part * step;
+            *end = self.append(isa, &values[part.clone()], &rows[part.clone()]);
+            at = part.end;
+        }
     }
 
     /// The lists, which end there.

@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::linear::parameter_range;
+use super::sparsity::Sparsity;
 use crate::kernel::contraction::{
-    After, Crew, CrewSize, Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient,
+    After, Crew, CrewSize, Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient, SparseOperand,
 };
 use crate::kernel::{Arithmetic, Precision};
 use crate::model::{Activation, LayerSpec, Layout, ResolvedLayer};
@@ -18,6 +19,8 @@ pub(super) struct DenseLayer {
     kernel: Range<usize>,
     bias: Option<Range<usize>>,
     plan: Dense,
+    /// Which operand of the weight gradient is mostly 0.
+    sparse: Option<SparseOperand>,
 }
 
 impl DenseLayer {
@@ -27,19 +30,35 @@ impl DenseLayer {
         layer: &ResolvedLayer,
         layout: &Layout,
         max_samples: usize,
+        sparsity: Sparsity,
     ) -> Option<Self> {
         let (LayerSpec::Dense { units, activation, .. }, Some(&inputs)) = (&layer.spec, layer.input.axes().last())
         else {
             return None;
         };
         let shape = DenseShape { pixels: layer.positions(), inputs, outputs: *units };
+        // Where relu made the input, it is sparser than the derivative, as a rule.
+        let sparse = match (sparsity.input, activation) {
+            (true, _) => Some(SparseOperand::Input),
+            (false, Activation::Relu) => Some(SparseOperand::Delta),
+            _ => None,
+        };
         Some(Self {
             activation: *activation,
             products: shape.pixels * shape.inputs * shape.outputs,
             kernel: parameter_range(layout, &layer.place, "kernel").expect("a dense layer has a kernel"),
             bias: parameter_range(layout, &layer.place, "bias"),
             plan: Dense::new(arithmetic, shape, max_samples),
+            sparse,
         })
+    }
+
+    /// The same without the products of zeros in the weight gradient, if an operand is mostly 0.
+    pub(super) fn without_zeros(self) -> Self {
+        match self.sparse {
+            Some(sparse) => Self { plan: self.plan.with_sparse(sparse), ..self },
+            None => self,
+        }
     }
 
     /// What a crew needs for the layer.

@@ -26,6 +26,10 @@ const DENSE_PASS_FLOATS: usize = 1 << 24;
 /// More samples than this hide the weights' way from memory well enough.
 const MAX_DENSE_PASS_SAMPLES: usize = 512;
 
+/// Samples of a leaf from which on it pays to leave out zeros in weight gradients of dense layers: with fewer, lists are too
+/// short.
+const MIN_SPARSE_SAMPLES: usize = 12;
+
 /// A model as plans: what is computed, in which order, on which instruction set.
 ///
 /// A network holds no parameters and no activations, so that threads can share it.
@@ -126,7 +130,9 @@ impl Network {
         let is_dense = model.is_dense();
         for (i, (layer, live)) in model.layers.iter().zip(LiveSizes::of(model)).enumerate() {
             let sparsity = Sparsity::between(ops.last(), model.layers.get(i + 1));
-            let op = if is_dense && let Some(dense) = DenseLayer::new(arithmetic, layer, &model.layout, pass_samples) {
+            let op = if is_dense
+                && let Some(dense) = DenseLayer::new(arithmetic, layer, &model.layout, pass_samples, sparsity)
+            {
                 Some(Op::Dense(Box::new(dense)))
             } else if let Some(linear) =
                 Linear::new(arithmetic, (layer, live), &model.layout, pass_samples, packed_len, !trained, sparsity)
@@ -176,6 +182,19 @@ impl Network {
     /// The same, with gradients of leaves and of tree nodes rounded to `nodes`.
     pub fn with_nodes(self, nodes: Precision) -> Self {
         Self { nodes, ..self }
+    }
+
+    /// The same for a run whose leaves have so many samples, rounded down. In models of dense layers alone, weight gradients
+    /// leave out the products of zeros only if that is not too few: it is part of the numerics contract.
+    pub fn for_leaves_of(mut self, samples: usize) -> Self {
+        if samples >= MIN_SPARSE_SAMPLES {
+            let without_zeros = |op| match op {
+                Op::Dense(dense) => Op::Dense(Box::new((*dense).without_zeros())),
+                other => other,
+            };
+            self.ops = self.ops.into_iter().map(without_zeros).collect();
+        }
+        self
     }
 
     /// How tree nodes are added.

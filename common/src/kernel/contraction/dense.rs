@@ -16,10 +16,12 @@
 mod output;
 mod pairs;
 mod product;
+mod sparse;
 mod units;
 
 use output::Output;
 use product::{DeskLayout, First, Product, Second, Sums};
+pub use sparse::SparseOperand;
 
 use super::crew::CrewSize;
 use super::{After, Crew, Panel};
@@ -62,6 +64,8 @@ pub struct Dense {
     input_gradient: Product,
     weight_gradient: Product,
     crew: CrewSize,
+    /// What products with zeros are left out of in weight gradients.
+    sparse: Option<SparseOperand>,
 }
 
 impl Dense {
@@ -98,7 +102,18 @@ impl Dense {
                     Precision::Bf16 => max_rows * elements(inputs.max(outputs)),
                 },
             },
+            sparse: None,
         }
+    }
+
+    /// The same where an operand of weight gradients is mostly 0: its zeros are left out, if all is computed in 32-bit floats.
+    pub fn with_sparse(self, sparse: SparseOperand) -> Self {
+        if self.precision != Precision::F32 {
+            return self;
+        }
+        let (desk, groups) = sparse::desk(self.shape, sparse, self.max_rows);
+        let crew = self.crew.max(CrewSize { desk, groups, shared: 0 });
+        Self { crew, sparse: Some(sparse), ..self }
     }
 
     /// What a crew needs for the plan.
@@ -185,6 +200,13 @@ impl Dense {
         if self.precision == Precision::Bf16 {
             let operands = DenseWeightGradient { input, delta, gradient, accumulate, nodes };
             return self.weight_gradient_of_pairs(leaves, operands, crew);
+        }
+        if let Some(sparse) = self.sparse
+            && nodes == Precision::F32
+            && depth > 0
+        {
+            let operands = DenseWeightGradient { input, delta, gradient, accumulate, nodes };
+            return self.sparse_weight_gradient(sparse, leaves, operands, crew);
         }
         let pack = |panel: &Panel, packed: &mut [f32]| {
             let delta = &delta[..depth * outputs];

@@ -29,7 +29,7 @@ use super::microkernel::{MAX_SEGMENTS, Run, panel_widths};
 use crate::model::{self, Padding, Pair};
 
 pub use crew::{Crew, CrewSize};
-pub use dense::{Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient};
+pub use dense::{Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient, SparseOperand};
 pub use gather::{After, Direction, Gather, GatherOperands};
 pub use reduce::{Reduce, ReduceOperands};
 pub use scatter::Scatter;

@@ -16,6 +16,11 @@ use crate::model::{PANEL_COLUMNS, PanelMatrix};
 /// Fewer products than this are not worth another thread: about 10 us of one core.
 const MIN_SHARED_PRODUCTS: usize = 1 << 20;
 
+/// Whether so many products are worth more than one thread.
+pub(super) fn is_worth_sharing(products: usize) -> bool {
+    products >= MIN_SHARED_PRODUCTS
+}
+
 /// How the scratch memory of a desk is divided.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DeskLayout {
@@ -76,7 +81,7 @@ impl Product {
         let in_bands = matches!(first, First::Columns(_));
         let units = Units::new([row_count, self.panels.len()], in_bands.then_some(depth), self.desk.group, crew.size());
         let output = output.places();
-        let worth_sharing = row_count * depth * self.columns >= MIN_SHARED_PRODUCTS;
+        let worth_sharing = is_worth_sharing(row_count * depth * self.columns);
         let known_finite = AtomicBool::new(true);
         crew.share(units.count(), worth_sharing, |unit, desk| {
             let Unit { panel: panel_index, stretch, rows: range } = units.get(unit);
