@@ -261,6 +261,15 @@ fn work_that_threads_share() {
     }
 }
 
+/// Scenario: so many listed elements and samples that a desk does not keep all lists. Property: the same bits.
+#[test]
+fn lists_that_are_not_kept() {
+    for (inputs, outputs) in [(3400, 3), (3, 3400)] {
+        let shape = DenseShape { pixels: 1, inputs, outputs };
+        Case { shape, leaves: vec![300, 256], with_bias: true, threads: 1 }.check_in(Precision::F32);
+    }
+}
+
 /// Scenario: leaves are added whose gradients are finite, or hold one infinity or NaN, or overflow. Property: only what is
 /// finite is said to be known to be finite, whichever tile, row or column it is in.
 #[test]

@@ -33,6 +33,9 @@ const GROUP: usize = PANEL_COLUMNS;
 /// Elements of the other operand that a unit takes, at most: twelve of the widest vectors.
 const MAX_WIDTH: usize = 192;
 
+/// Floats of lists that a desk keeps, at most, if one group's are not more: 16 MiB.
+const LISTS: usize = 4 << 20;
+
 /// How a desk is divided, in floats.
 struct Layout {
     /// Some columns of the operand that is not listed.
@@ -46,39 +49,43 @@ struct Layout {
     /// The lists of a group, and their ends.
     lists: usize,
     ends: usize,
+    /// Groups whose lists are kept. If there are more groups, those that are too many share the last place.
+    kept: usize,
 }
 
 impl Layout {
-    fn new(max_rows: usize) -> Self {
+    fn new(groups: usize, max_rows: usize) -> Self {
+        let (lists, ends) = (ListsMut::memory(GROUP * max_rows), GROUP * MAX_LEAVES);
         Self {
             others: max_rows * MAX_WIDTH,
             numbers: max_rows.next_multiple_of(WHOLE_VECTORS),
             listed: GROUP * max_rows,
             sums: GROUP * MAX_WIDTH,
             stack: leaves::stack_len(MAX_LEAVES, GROUP * MAX_WIDTH),
-            lists: ListsMut::memory(GROUP * max_rows),
-            ends: GROUP * MAX_LEAVES,
+            lists,
+            ends,
+            kept: (LISTS / (lists + ends)).clamp(1, groups),
         }
     }
 
-    /// What groups do not share.
-    fn of_group(&self) -> usize {
-        self.lists + self.ends
+    /// What is not kept for each group.
+    fn shared(&self) -> usize {
+        self.others + self.numbers + self.listed + self.sums + self.stack
     }
 
-    fn len(&self, groups: usize) -> usize {
-        self.others + self.numbers + self.listed + self.sums + self.stack + groups * self.of_group()
+    fn len(&self) -> usize {
+        self.shared() + self.kept * (self.lists + self.ends)
     }
 }
 
-/// Floats of a desk, and groups that it has lists of.
+/// Floats of a desk, and groups whose lists it keeps.
 pub(super) fn desk(shape: DenseShape, sparse: SparseOperand, max_rows: usize) -> (usize, usize) {
     let groups = match sparse {
         SparseOperand::Input => shape.inputs + 1,
         SparseOperand::Delta => shape.outputs,
     };
-    let groups = groups.div_ceil(GROUP);
-    (Layout::new(max_rows).len(groups), groups)
+    let layout = Layout::new(groups.div_ceil(GROUP), max_rows);
+    (layout.len(), layout.kept)
 }
 
 /// Rows of an operand: of the input those of all samples, with a 1 behind each if there is a bias.
@@ -145,8 +152,8 @@ impl Dense {
         assert!(output.holds(input.width(), outputs), "gradient of the plan");
         let output = output.places();
 
-        let layout = Layout::new(self.max_rows);
         let groups = listed.width().div_ceil(GROUP);
+        let layout = Layout::new(groups, self.max_rows);
         // Columns of the other operand are cut evenly, between vectors.
         let (vectors, chunks) = (other.width().div_ceil(WHOLE_VECTORS), other.width().div_ceil(MAX_WIDTH));
         let cut = |i: usize| (vectors * i / chunks * WHOLE_VECTORS).min(other.width());
@@ -158,21 +165,22 @@ impl Dense {
             let width = columns.len().next_multiple_of(WHOLE_VECTORS);
 
             let Desk { scratch, panel: chunk_at_hand, groups: are_listed } = desk;
-            let (shared, of_groups) = scratch.split_at_mut(layout.len(0));
+            let (shared, of_groups) = scratch.split_at_mut(layout.shared());
             let mut shared = shared;
             let mut take = |len: usize| shared.split_off_mut(..len).expect("desk of the plan");
             let others = &mut take(layout.others)[..depth * width];
             let numbers: &mut [u32] = bytemuck::cast_slice_mut(take(layout.numbers));
             let elements = &mut take(layout.listed)[..rows.len() * depth];
             let (sums, stack) = (&mut take(layout.sums)[..rows.len() * width], take(layout.stack));
-            let of_group = &mut of_groups[group * layout.of_group()..][..layout.of_group()];
+            let (place, is_shared) = (group.min(layout.kept - 1), group + 1 >= layout.kept && groups > layout.kept);
+            let of_group = of_groups.chunks_exact_mut(layout.lists + layout.ends).nth(place).expect("desk of the plan");
             let (lists, ends) = of_group.split_at_mut(layout.lists);
             let ends = &mut bytemuck::cast_slice_mut(ends)[..rows.len() * leaf_count];
 
             if chunk_at_hand.replace(at_chunk) != Some(at_chunk) {
                 other.copy_columns(isa, &columns, others, width);
             }
-            if !std::mem::replace(&mut are_listed[group], true) {
+            if !std::mem::replace(&mut are_listed[place], true) || is_shared {
                 numbers.iter_mut().zip(0..).for_each(|(number, i)| *number = i);
                 listed.transpose_columns(isa, &rows, elements);
                 let mut lists = ListsMut::new(lists);
