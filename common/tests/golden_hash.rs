@@ -219,6 +219,7 @@ fn models_in_bfloat16() {
         Loss::Mse,
         "8b51bfd9e9b17f94df5cafce25075edee7746dd287c2a8f7d85305e505bb568d",
     );
+    check(SPARSE, Loss::Mse, "daa1e2ad560708f6ff46cf881934ce08f36addd2af29aabf88bc68a9dc755384");
     check(
         include_str!("golden/wide_channels.toml"),
         Loss::Mse,

@@ -8,6 +8,7 @@ mod fenced;
 mod product_sums;
 
 use lockstep_common::kernel::Isa;
+use lockstep_common::kernel::bf16::Bf16Pair;
 use lockstep_common::kernel::contraction::{
     After, ChannelCounts, Direction, Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands, SLACK, Scatter,
     SparseReduce,
@@ -225,6 +226,91 @@ fn sparse_reductions_leave_out_zeros_and_keep_the_order() {
                 all.run(samples, operands);
                 assert_same_bits(&format!("all products, {place}"), &gradient, &expected);
             }
+        }
+    }
+}
+
+fn pairs(len: usize, of: u32, stream: &mut Stream) -> Vec<Bf16Pair> {
+    let values = sparse_values(2 * len, of, stream);
+    values.as_chunks::<2>().0.iter().map(|&[first, second]| Bf16Pair::new(first, second)).collect()
+}
+
+/// Scenario: the same with pairs of bfloat16 numbers. Property: the bits of plans that leave nothing out.
+#[test]
+fn pairs_that_are_zero_are_left_out() {
+    for (name, relation, channels, samples, of) in cases().filter(|case| case.2.high >= NARROW) {
+        let (high_pixels, low_pixels) = pixels(&relation);
+        let mut stream = stream(channels.high * 100 + channels.low, samples + 20);
+        let low = pairs(samples * low_pixels * channels.low, of, &mut stream);
+        let high = pairs(samples * high_pixels * channels.high, 1, &mut stream);
+        let weights = pairs(relation.taps() * channels.high * channels.low, 1, &mut stream);
+        let bias: Vec<f32> = (0..channels.high).map(|i| [0.3, 1e-20, -0.4][i % 3]).collect();
+        for (isa, edge) in Isa::available().into_iter().flat_map(|isa| [(isa, Edge::Start), (isa, Edge::End)]) {
+            let place = format!("{name}: {relation:?} {channels:?} {samples} samples, on {isa}, {edge:?}");
+            eprintln!("{place}");
+            let outputs = samples * high_pixels * channels.high;
+            let bias = Some(&bias[..]);
+
+            let plan = Scatter::new(isa, &relation, channels);
+            let mut packed = Guarded::blank(plan.packed_len(), edge);
+            plan.pack::<Bf16Pair>(&weights, bytemuck::cast_slice_mut(packed.values_mut()));
+            let (mut scratch, mut output) = (Guarded::blank(plan.scratch_len(), edge), Guarded::blank(outputs, edge));
+            let input = Guarded::new(bytemuck::cast_slice(&low), edge);
+            let operands = GatherOperands::<Bf16Pair> {
+                input: bytemuck::cast_slice(input.values()),
+                packed: bytemuck::cast_slice(packed.values()),
+                bias,
+                output: output.values_mut(),
+                after: After::Relu,
+                scratch: scratch.values_mut(),
+            };
+            plan.run(samples, operands);
+            output.assert_untouched(&place);
+            scratch.assert_untouched(&place);
+
+            let gather = Gather::new(isa, &relation, Direction::ToHigh, channels, samples.max(1));
+            let mut packed = vec![0.0f32; gather.packed_len()];
+            gather.pack::<Bf16Pair>(&weights, bytemuck::cast_slice_mut(&mut packed));
+            let mut expected = vec![CANARY; outputs];
+            let operands = GatherOperands::<Bf16Pair> {
+                input: &low,
+                packed: bytemuck::cast_slice(&packed),
+                bias,
+                output: &mut expected,
+                after: After::Relu,
+                scratch: &mut vec![0.0; gather.scratch_len()],
+            };
+            gather.run(samples, operands);
+            assert_same_bits(&place, output.values(), &expected);
+
+            let plan = SparseReduce::new(isa, &relation, channels);
+            let high_guarded = Guarded::new(bytemuck::cast_slice(&high), edge);
+            let (mut scratch, mut gradient) =
+                (Guarded::blank(plan.scratch_len(), edge), Guarded::blank(weights.len(), edge));
+            let operands = ReduceOperands::<Bf16Pair> {
+                high: bytemuck::cast_slice(high_guarded.values()),
+                low: bytemuck::cast_slice(input.values()),
+                gradient: gradient.values_mut(),
+                accumulate: false,
+                scratch: bytemuck::cast_slice_mut(scratch.values_mut()),
+            };
+            plan.run(samples, operands);
+            gradient.assert_untouched(&place);
+            scratch.assert_untouched(&place);
+
+            let all = Reduce::new(isa, &relation, channels);
+            let low_with_slack = Guarded::with_slack(input.values(), SLACK, edge);
+            let mut expected = vec![CANARY; weights.len()];
+            let mut scratch = vec![0.0f32; all.scratch_len(samples)];
+            let operands = ReduceOperands::<Bf16Pair> {
+                high: &high,
+                low: bytemuck::cast_slice(low_with_slack.values()),
+                gradient: &mut expected,
+                accumulate: false,
+                scratch: bytemuck::cast_slice_mut(&mut scratch),
+            };
+            all.run(samples, operands);
+            assert_same_bits(&format!("weights, {place}"), gradient.values(), &expected);
         }
     }
 }

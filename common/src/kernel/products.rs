@@ -6,6 +6,7 @@
 use std::marker::PhantomData;
 
 use super::bf16::{self, Bf16Pair};
+use super::combination::{self, Combinations};
 use super::isa::Isa;
 use super::microkernel::{self, Block};
 use super::simd::Simd;
@@ -274,6 +275,14 @@ mod check {
 /// What the operands of product-sums are made of: `f32` or [`Bf16Pair`]. Nobody else can implement it, because what it
 /// names is private.
 pub trait Element: bytemuck::Pod + Send + Sync {
+    /// The bits of an element's word that are all 0 if, and only if, it is 0.
+    #[doc(hidden)]
+    const MAGNITUDE: u32;
+
+    /// What a sum starts from where there is a bias: see [`Products::start`].
+    #[doc(hidden)]
+    fn start(bias: f32) -> f32;
+
     /// How they are multiplied on any instruction set.
     type On<S: Simd>: Products<Sums = S, Element = Self>;
     /// How they are multiplied by AVX-512 with instructions for them, if they have some.
@@ -291,9 +300,24 @@ pub trait Element: bytemuck::Pod + Send + Sync {
     /// As for the microkernel's `run`.
     #[doc(hidden)]
     unsafe fn compute(isa: Isa, block: &Block<'_, Self>) -> bool;
+
+    /// Adds up combinations; as [`Element::compute`].
+    ///
+    /// # Safety
+    /// As for the combinations' `run`.
+    #[doc(hidden)]
+    unsafe fn combine(isa: Isa, combinations: &Combinations<'_, Self>);
 }
 
 impl Element for f32 {
+    // All but the sign.
+    const MAGNITUDE: u32 = 0x7fff_ffff;
+
+    #[inline(always)]
+    fn start(bias: f32) -> f32 {
+        bias
+    }
+
     type On<S: Simd> = Floats<S>;
     #[cfg(target_arch = "x86_64")]
     type ByInstruction = Floats<super::simd::x86::Avx512>;
@@ -308,9 +332,22 @@ impl Element for f32 {
         // SAFETY: the caller's promises are the callee's.
         unsafe { microkernel::compute(isa, block) }
     }
+
+    unsafe fn combine(isa: Isa, combinations: &Combinations<'_, Self>) {
+        // SAFETY: the caller's promises are the callee's.
+        unsafe { combination::combine(isa, combinations) }
+    }
 }
 
 impl Element for Bf16Pair {
+    // No rounded number is -0.
+    const MAGNITUDE: u32 = u32::MAX;
+
+    #[inline(always)]
+    fn start(bias: f32) -> f32 {
+        if bias.abs() < bf16::SMALLEST { 0.0 } else { bias }
+    }
+
     type On<S: Simd> = Pairs<S>;
     #[cfg(target_arch = "x86_64")]
     type ByInstruction = PairInstruction;
@@ -323,5 +360,10 @@ impl Element for Bf16Pair {
     unsafe fn compute(isa: Isa, block: &Block<'_, Self>) -> bool {
         // SAFETY: the caller's promises are the callee's.
         unsafe { microkernel::compute(isa, block) }
+    }
+
+    unsafe fn combine(isa: Isa, combinations: &Combinations<'_, Self>) {
+        // SAFETY: the caller's promises are the callee's.
+        unsafe { combination::combine(isa, combinations) }
     }
 }

@@ -51,17 +51,17 @@ pub trait Simd: Copy {
     unsafe fn upper_half(bits: Self::Vector) -> Self::Vector;
     /// Per lane: the lower 16 bits as the upper ones, and 0 below them.
     unsafe fn lower_half(bits: Self::Vector) -> Self::Vector;
-    /// Writes those of `LANES` floats that are not 0 one after the other, and what belongs to them; returns how many they are.
-    /// Up to `LANES` elements are written in any case.
+    /// Writes those of `LANES` words that have one of the bits, one after the other, and what belongs to them; returns how many
+    /// they are. Up to `LANES` words are written in any case.
     #[inline(always)]
-    unsafe fn keep_nonzero(from: *const f32, with: *const u32, to: *mut f32, to_with: *mut u32) -> usize {
+    unsafe fn keep_nonzero(from: *const u32, bits: u32, with: *const u32, to: [*mut u32; 2]) -> usize {
         let mut kept = 0;
         for i in 0..Self::LANES {
             // SAFETY: the caller's promise.
             unsafe {
-                *to.add(kept) = *from.add(i);
-                *to_with.add(kept) = *with.add(i);
-                kept += usize::from(*from.add(i) != 0.0);
+                *to[0].add(kept) = *from.add(i);
+                *to[1].add(kept) = *with.add(i);
+                kept += usize::from(*from.add(i) & bits != 0);
             }
         }
         kept

@@ -10,7 +10,7 @@ use crate::kernel::contraction::{
     SparseReduce,
 };
 use crate::kernel::transpose::MatrixShape;
-use crate::kernel::{Arithmetic, Precision, elementwise};
+use crate::kernel::{Arithmetic, Element, Precision, elementwise};
 use crate::model::{Activation, ConvSpec, LayerPlace, LayerSpec, Layout, Pair, ResolvedLayer};
 
 /// A linear map between images, plus bias, with the activation that follows it.
@@ -56,6 +56,20 @@ impl Map {
             Map::Scatter(scatter) => scatter.scratch_len(),
         }
     }
+
+    fn pack<E: Element>(&self, weights: &[E], packed: &mut [E]) {
+        match self {
+            Map::Gather(gather) => gather.pack(weights, packed),
+            Map::Scatter(scatter) => scatter.pack(weights, packed),
+        }
+    }
+
+    fn run<E: Element>(&self, samples: usize, operands: GatherOperands<'_, E>) {
+        match self {
+            Map::Gather(gather) => gather.run(samples, operands),
+            Map::Scatter(scatter) => scatter.run(samples, operands),
+        }
+    }
 }
 
 /// A plan that sums over pixels of both images.
@@ -71,6 +85,13 @@ impl WeightGradient {
         match self {
             WeightGradient::All(reduce) => reduce.scratch_len(samples),
             WeightGradient::Sparse(reduce) => reduce.scratch_len(),
+        }
+    }
+
+    fn run<E: Element>(&self, samples: usize, operands: ReduceOperands<'_, E>) {
+        match self {
+            WeightGradient::All(reduce) => reduce.run(samples, operands),
+            WeightGradient::Sparse(reduce) => reduce.run(samples, operands),
         }
     }
 }
@@ -132,16 +153,13 @@ impl Linear {
         let isa = arithmetic.isa;
         let (onward, back) =
             if to_high { (Direction::ToHigh, Direction::ToLow) } else { (Direction::ToLow, Direction::ToHigh) };
-        let is_sparse = arithmetic.precision == Precision::F32
-            && relation.taps() > 1
+        let is_sparse = relation.taps() > 1
             && channels.high >= MIN_SPARSE_CHANNELS
             && relation.low.rows * relation.low.columns >= MIN_SPARSE_PIXELS
-            && if to_high { sparsity.input } else { sparsity.delta };
+            // A pair is 0 if both numbers are, which is not so much of what a relu made.
+            && if to_high { sparsity.input && arithmetic.precision == Precision::F32 } else { sparsity.delta };
         let map = |direction| {
-            if is_sparse && direction == Direction::ToHigh {
-                return Map::Scatter(Scatter::new(isa, &relation, channels));
-            }
-            // What a gather sums over are channels of its input, or pairs of them.
+            // What is summed over are channels of the input, or pairs of them.
             let summed = |channels: usize| match arithmetic.precision {
                 Precision::F32 => channels,
                 Precision::Bf16 => channels.div_ceil(2),
@@ -150,7 +168,11 @@ impl Linear {
                 Direction::ToLow => ChannelCounts { high: summed(channels.high), ..channels },
                 Direction::ToHigh => ChannelCounts { low: summed(channels.low), ..channels },
             };
-            Map::Gather(Gather::new(isa, &relation, direction, channels, max_samples))
+            if is_sparse && direction == Direction::ToHigh {
+                Map::Scatter(Scatter::new(isa, &relation, channels))
+            } else {
+                Map::Gather(Gather::new(isa, &relation, direction, channels, max_samples))
+            }
         };
         let forward = map(onward);
         let packed_forward = packed_start..packed_start + forward.packed_len();
@@ -226,12 +248,8 @@ impl Linear {
     }
 
     fn pack_for(&self, map: &Map, direction: Direction, kernel: &[f32], packed: &mut [f32], scratch: &mut [f32]) {
-        let gather = match map {
-            Map::Gather(gather) => gather,
-            Map::Scatter(scatter) => return scatter.pack(kernel, packed),
-        };
         if self.arithmetic.precision == Precision::F32 {
-            return gather.pack(kernel, packed);
+            return map.pack(kernel, packed);
         }
         let (isa, [high, low]) = (self.arithmetic.isa, self.high_and_low(self.input.channels, self.output.channels));
         let scratch: &mut [Bf16Pair] = bytemuck::cast_slice_mut(scratch);
@@ -251,7 +269,7 @@ impl Linear {
                 pairs
             }
         };
-        gather.pack(pairs, bytemuck::cast_slice_mut(packed));
+        map.pack(pairs, bytemuck::cast_slice_mut(packed));
     }
 
     /// What belongs to the high image, and what to the low one.
@@ -289,14 +307,8 @@ impl Linear {
         if precision == Precision::F32 {
             let [high, low] = self.high_and_low(input, delta);
             let operands = ReduceOperands { high, low, gradient, accumulate, scratch };
-            return match &self.weight_gradient {
-                WeightGradient::All(reduce) => reduce.run(samples, operands),
-                WeightGradient::Sparse(reduce) => reduce.run(samples, operands),
-            };
+            return self.weight_gradient.run(samples, operands);
         }
-        let WeightGradient::All(reduce) = &self.weight_gradient else {
-            unreachable!("a sparse plan is for floats");
-        };
         let (of_input, scratch) = scratch.split_at_mut(self.input.sample_pairs(samples));
         let (of_output, scratch) = scratch.split_at_mut(self.output.sample_pairs(samples));
         let pair = |values: &[f32], size: ImageSize, pairs| {
@@ -309,7 +321,7 @@ impl Linear {
         let [high, low] = self.high_and_low(&*of_input, &*of_output).map(bytemuck::cast_slice);
         let scratch: &mut [Bf16Pair] = bytemuck::cast_slice_mut(scratch);
         let operands = ReduceOperands { high, low, gradient, accumulate, scratch };
-        reduce.run(samples.div_ceil(2), operands);
+        self.weight_gradient.run(samples.div_ceil(2), operands);
     }
 
     /// The loss' derivative by the layer's input, from `delta` as above; `after` is applied to it.
@@ -332,14 +344,9 @@ impl Linear {
         scratch: &mut [f32],
     ) {
         let GatherSums { bias, output, after } = sums;
-        match (map, self.arithmetic.precision) {
-            (Map::Scatter(scatter), _) => {
-                scatter.run(samples, GatherOperands { input, packed, bias, output, after, scratch });
-            }
-            (Map::Gather(gather), Precision::F32) => {
-                gather.run(samples, GatherOperands { input, packed, bias, output, after, scratch });
-            }
-            (Map::Gather(gather), Precision::Bf16) => {
+        match self.arithmetic.precision {
+            Precision::F32 => map.run(samples, GatherOperands { input, packed, bias, output, after, scratch }),
+            Precision::Bf16 => {
                 let len = samples * size.channel_pairs();
                 let (pairs, scratch) = scratch.split_at_mut(in_lines(len));
                 let pairs: &mut [Bf16Pair] = bytemuck::cast_slice_mut(pairs);
@@ -347,7 +354,7 @@ impl Linear {
                 let shape = MatrixShape::dense(samples * size.pixels, size.channels);
                 bf16::pair_columns(self.arithmetic.isa, input, shape, &mut pairs[..len]);
                 let (input, packed) = (&pairs[..len], bytemuck::cast_slice(packed));
-                gather.run(samples, GatherOperands { input, packed, bias, output, after, scratch });
+                map.run(samples, GatherOperands { input, packed, bias, output, after, scratch });
             }
         }
     }

@@ -184,7 +184,7 @@ unsafe fn chain<S: Simd, const V: usize>(
     while i < elements.end {
         // SAFETY: the elements are in the lists, and their rows in the matrix.
         unsafe {
-            let factor = S::splat(*all.lists.factors.get_unchecked(i));
+            let factor = S::splat(f32::from_bits(*all.lists.factors.get_unchecked(i)));
             let row = *all.lists.rows.get_unchecked(i) as usize;
             let from = all.matrix.as_ptr().add(row * all.width + column);
             for (v, sum) in sums.iter_mut().enumerate() {

@@ -1,6 +1,7 @@
 //! The part of the high image that each low pixel is connected with.
 
 use super::{ChannelCounts, PixelRelation, index, pixels};
+use crate::kernel::products::Element;
 use crate::model::Pair;
 
 /// Low pixel `p` is connected with a *patch* of the high image: for each row of the kernel a *stretch* of neighbouring floats,
@@ -73,8 +74,8 @@ impl Patches {
     }
 
     /// Writes the high image with zeros around it.
-    pub(super) fn pad(&self, high: &[f32], padded: &mut [f32]) {
-        padded.fill(0.0);
+    pub(super) fn pad<E: Element>(&self, high: &[E], padded: &mut [E]) {
+        padded.fill(E::zeroed());
         let len = self.high.columns * self.channels.high;
         let lines = padded.chunks_exact_mut(self.line()).skip(self.before.rows);
         for (padded, high) in lines.zip(high.chunks_exact(len)) {

@@ -9,6 +9,7 @@ use super::{ChannelCounts, L1_FLOATS, PixelRelation, index};
 use crate::kernel::combination::{self, Combinations, Lists, ListsMut};
 use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
+use crate::kernel::products::Element;
 use crate::kernel::transpose::{MatrixShape, transpose};
 use crate::model::Activation;
 
@@ -51,11 +52,12 @@ impl Scatter {
     ///
     /// # Panics
     /// When a slice has not the length that the plan says.
-    pub fn pack(&self, weights: &[f32], packed: &mut [f32]) {
+    pub fn pack<E: Element>(&self, weights: &[E], packed: &mut [E]) {
         assert_eq!(weights.len(), self.patches.weights(), "weights of the plan");
         assert_eq!(packed.len(), self.packed_len(), "packed weights of the plan");
         let shape = MatrixShape::dense(self.patches.stretch(), self.patches.channels.low);
         let len = shape.rows * shape.columns;
+        let (weights, packed) = (bytemuck::cast_slice(weights), bytemuck::cast_slice_mut(packed));
         for (weights, packed) in weights.chunks_exact(len).zip(packed.chunks_exact_mut(len)) {
             transpose(self.isa, weights, shape, packed, shape.rows);
         }
@@ -66,7 +68,7 @@ impl Scatter {
     ///
     /// # Panics
     /// When a slice is too short.
-    pub fn run(&self, samples: usize, operands: GatherOperands<'_>) {
+    pub fn run<E: Element>(&self, samples: usize, operands: GatherOperands<'_, E>) {
         let GatherOperands { input, packed, bias, output, after, scratch } = operands;
         assert_eq!(packed.len(), self.packed_len(), "packed weights of the plan");
         let (low_len, high_len) = (self.patches.low_len(), self.patches.high_len());
@@ -99,10 +101,14 @@ impl Scatter {
     }
 
     /// Sets the padded high image to the bias, and adds the listed elements' weights to their patches.
-    fn add(&self, lists: Lists<'_>, packed: &[f32], bias: Option<&[f32]>, sums: &mut [f32]) {
+    fn add<E: Element>(&self, lists: Lists<'_>, packed: &[E], bias: Option<&[f32]>, sums: &mut [f32]) {
         assert_eq!(sums.len(), self.patches.padded_len(), "the padded image");
         match bias {
-            Some(bias) => sums.chunks_exact_mut(bias.len()).for_each(|sums| sums.copy_from_slice(bias)),
+            Some(bias) => {
+                let starts =
+                    |sums: &mut [f32]| sums.iter_mut().zip(bias).for_each(|(sum, &bias)| *sum = E::start(bias));
+                sums.chunks_exact_mut(bias.len()).for_each(starts);
+            }
             None => sums.fill(0.0),
         }
         let (stretch, channels) = (self.patches.stretch(), self.rows.len());

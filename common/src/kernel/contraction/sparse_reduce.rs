@@ -8,6 +8,7 @@ use super::reduce::ReduceOperands;
 use super::{ChannelCounts, L1_FLOATS, PixelRelation, index};
 use crate::kernel::combination::{self, Combinations, ListsMut};
 use crate::kernel::isa::Isa;
+use crate::kernel::products::Element;
 use crate::kernel::transpose::{MatrixShape, transpose};
 
 /// Floats of images up to which sums are taken a few taps at a time: in the L1 cache is then what those taps reach.
@@ -73,16 +74,17 @@ impl SparseReduce {
     ///
     /// # Panics
     /// When a slice is too short.
-    pub fn run(&self, samples: usize, operands: ReduceOperands<'_>) {
+    pub fn run<E: Element>(&self, samples: usize, operands: ReduceOperands<'_, E>) {
         let ReduceOperands { high, low, gradient, accumulate, scratch } = operands;
         let (low_len, high_len) = (self.patches.low_len(), self.patches.high_len());
         let (high, low) = (&high[..samples * high_len], &low[..samples * low_len]);
         assert_eq!(gradient.len(), self.patches.weights(), "gradient of the plan");
+        let scratch: &mut [f32] = bytemuck::cast_slice_mut(scratch);
         let (sums, scratch) = scratch.split_at_mut(gradient.len());
         let (by_channel, scratch) = scratch.split_at_mut(self.at_once * low_len);
         let (lists, scratch) = scratch.split_at_mut(ListsMut::memory(by_channel.len()));
         let (ends, padded) = scratch.split_at_mut(self.targets.len());
-        let ends: &mut [u32] = bytemuck::cast_slice_mut(ends);
+        let (ends, padded): (&mut [u32], &mut [E]) = (bytemuck::cast_slice_mut(ends), bytemuck::cast_slice_mut(padded));
 
         // Sums of a low channel are next to each other.
         let channels = self.targets.len();
@@ -99,10 +101,11 @@ impl SparseReduce {
             let band = self.band.min(low.len() / channels);
             for (low, rows) in low.chunks(band * channels).zip(self.rows.chunks(band)) {
                 let pixels = low.len() / channels;
-                transpose(self.isa, low, MatrixShape::dense(pixels, channels), by_channel, pixels);
+                let shape = MatrixShape::dense(pixels, channels);
+                transpose(self.isa, bytemuck::cast_slice(low), shape, by_channel, pixels);
                 let mut lists = ListsMut::new(&mut *lists);
                 for (end, channel) in ends.iter_mut().zip(by_channel.chunks_exact(pixels)) {
-                    *end = lists.append(self.isa, channel, rows);
+                    *end = lists.append::<E>(self.isa, bytemuck::cast_slice(channel), rows);
                 }
                 let combinations = Combinations {
                     lists: lists.finish(ends),
@@ -124,7 +127,7 @@ impl SparseReduce {
     }
 
     /// High images with zeros around them, if patches reach there.
-    fn padded<'a>(&self, high: &'a [f32], padded: &'a mut [f32]) -> &'a [f32] {
+    fn padded<'a, E: Element>(&self, high: &'a [E], padded: &'a mut [E]) -> &'a [E] {
         if !self.patches.are_padded() {
             return high;
         }

@@ -94,15 +94,16 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn keep_nonzero(from: *const f32, with: *const u32, to: *mut f32, to_with: *mut u32) -> usize {
+    unsafe fn keep_nonzero(from: *const u32, bits: u32, with: *const u32, to: [*mut u32; 2]) -> usize {
         // SAFETY: see above; there is an order for each of 256 masks.
         unsafe {
-            let values = _mm256_loadu_ps(from);
-            let kept = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NEQ_UQ>(values, _mm256_setzero_ps())) as usize;
-            let order = _mm256_loadu_si256(KEPT_FIRST.get_unchecked(kept).as_ptr().cast());
-            _mm256_storeu_ps(to, _mm256_permutevar8x32_ps(values, order));
-            let with = _mm256_loadu_si256(with.cast());
-            _mm256_storeu_si256(to_with.cast(), _mm256_permutevar8x32_epi32(with, order));
+            let (words, with) = (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(with.cast()));
+            let zero =
+                _mm256_cmpeq_epi32(_mm256_and_si256(words, _mm256_set1_epi32(bits as i32)), _mm256_setzero_si256());
+            let kept = !_mm256_movemask_ps(_mm256_castsi256_ps(zero)) & 0xff;
+            let order = _mm256_loadu_si256(KEPT_FIRST.get_unchecked(kept as usize).as_ptr().cast());
+            _mm256_storeu_si256(to[0].cast(), _mm256_permutevar8x32_epi32(words, order));
+            _mm256_storeu_si256(to[1].cast(), _mm256_permutevar8x32_epi32(with, order));
             kept.count_ones() as usize
         }
     }
@@ -254,13 +255,13 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn keep_nonzero(from: *const f32, with: *const u32, to: *mut f32, to_with: *mut u32) -> usize {
+    unsafe fn keep_nonzero(from: *const u32, bits: u32, with: *const u32, to: [*mut u32; 2]) -> usize {
         // SAFETY: see above. (To compress in a register and to store all of it is faster than to store what is kept.)
         unsafe {
-            let (values, with) = (_mm512_loadu_ps(from), _mm512_loadu_epi32(with.cast()));
-            let kept = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(values, _mm512_setzero_ps());
-            _mm512_storeu_ps(to, _mm512_maskz_compress_ps(kept, values));
-            _mm512_storeu_epi32(to_with.cast(), _mm512_maskz_compress_epi32(kept, with));
+            let (words, with) = (_mm512_loadu_epi32(from.cast()), _mm512_loadu_epi32(with.cast()));
+            let kept = _mm512_test_epi32_mask(words, _mm512_set1_epi32(bits as i32));
+            _mm512_storeu_epi32(to[0].cast(), _mm512_maskz_compress_epi32(kept, words));
+            _mm512_storeu_epi32(to[1].cast(), _mm512_maskz_compress_epi32(kept, with));
             kept.count_ones() as usize
         }
     }
