@@ -41,11 +41,6 @@ pub struct Step {
 }
 
 impl Schedule {
-    /// Samples of a leaf in a whole batch, rounded down.
-    pub fn leaf_samples(&self) -> usize {
-        (self.batch_size.get() / self.tree.shards()) as usize
-    }
-
     /// Number of rounds in an epoch; the last one may be short.
     pub fn rounds_per_epoch(&self) -> u32 {
         self.samples.get().div_ceil(self.batch_size.get())

@@ -109,7 +109,7 @@ impl Engine {
         }
         let network = Network::new(&model, job.loss, Arithmetic { isa, precision: job.compute })
             .with_nodes(job.wire)
-            .for_leaves_of(job.schedule.leaf_samples());
+            .for_leaves_of(job.schedule.tree.leaf_samples(job.schedule.batch_size.get()));
         let sends_ahead = matches!(handover, Handover::Sent) && network.parameters() > CHUNK_FLOATS;
         let region = match handover {
             Handover::Shared(region) => Some(region),

@@ -42,13 +42,6 @@ pub(super) struct Batch {
     pub(super) tree: Tree,
 }
 
-impl Batch {
-    /// Samples of a leaf, rounded down.
-    pub(super) fn leaf_samples(self) -> usize {
-        (self.size / self.tree.shards()) as usize
-    }
-}
-
 /// Random samples, divided among the leaves like a batch.
 pub(super) struct RandomSamples {
     batch: Batch,
@@ -101,7 +94,7 @@ pub(super) fn measure(
     pool: &ThreadPool,
     effort: Effort,
 ) -> StepReport {
-    let network = Network::new(model, Loss::Mse, arithmetic).for_leaves_of(batch.leaf_samples());
+    let network = Network::new(model, Loss::Mse, arithmetic).for_leaves_of(batch.tree.leaf_samples(batch.size));
     let samples = RandomSamples::new(batch, network.input_elements());
     let buffers = Buffers::default();
     let len = network.parameters();

@@ -9,7 +9,7 @@ mod lists;
 
 use super::isa::{Isa, Kind};
 use super::products::{Element, Products, Vector};
-use super::simd::{Scalar, Simd};
+use super::simd::{MAX_LANES, Scalar, Simd};
 
 pub(super) use lists::{Lists, ListsMut};
 
@@ -257,9 +257,6 @@ impl<E: Copy> Tile<E> {
         }
     }
 }
-
-/// Floats of the widest vector.
-const MAX_LANES: usize = 16;
 
 /// Part `PART` of the products of an element with `VECTORS` vectors of each of `ROWS` stretches.
 ///

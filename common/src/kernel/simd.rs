@@ -5,6 +5,9 @@ pub(super) mod arm;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86;
 
+/// Floats of the widest vector of any instruction set.
+pub(super) const MAX_LANES: usize = 16;
+
 /// Vectors of `LANES` floats. Lanes never meet: every operation is elementwise, so results do not depend on `LANES`.
 ///
 /// # Safety

@@ -1,7 +1,7 @@
 //! Combinations of a tree of leaves: each leaf's is a sum of its own, and they are added by position, as a perfect binary tree.
 
 use super::super::isa::{Isa, Kind};
-use super::super::simd::{Scalar, Simd};
+use super::super::simd::{MAX_LANES, Scalar, Simd};
 use super::Lists;
 
 /// For every output row `i` and `j < width`: the sum over leaves, added as a perfect binary tree, of the sums from 0 of
@@ -22,9 +22,6 @@ pub(in crate::kernel) struct LeafCombinations<'a> {
     pub(in crate::kernel) stack: &'a mut [f32],
 }
 
-/// Whole vectors of any instruction set.
-pub(in crate::kernel) const WHOLE_VECTORS: usize = 16;
-
 /// Floats for the sums that wait, for outputs of so many floats.
 pub(in crate::kernel) fn stack_len(leaves: usize, outputs: usize) -> usize {
     leaves.ilog2().saturating_sub(1) as usize * outputs
@@ -37,7 +34,7 @@ pub(in crate::kernel) fn stack_len(leaves: usize, outputs: usize) -> usize {
 pub(in crate::kernel) unsafe fn run(isa: Isa, all: &mut LeafCombinations<'_>) -> bool {
     let Lists { ends, rows, factors } = all.lists;
     assert!(all.leaves.is_power_of_two() && (all.leaves == 1 || !all.accumulate), "a tree of leaves starts from 0");
-    assert!(all.width > 0 && all.width.is_multiple_of(WHOLE_VECTORS), "rows of whole vectors");
+    assert!(all.width > 0 && all.width.is_multiple_of(MAX_LANES), "rows of whole vectors");
     assert!(all.sums.len() == ends.len() / all.leaves * all.width, "a list for each row and leaf");
     assert!(all.stack.len() >= stack_len(all.leaves, all.sums.len()), "room for the sums that wait");
     assert!(ends.is_sorted() && ends.last().is_none_or(|&end| end as usize <= rows.len().min(factors.len())), "lists");
@@ -163,7 +160,7 @@ unsafe fn tree<S: Simd, const V: usize>(all: &mut LeafCombinations<'_>, column: 
             }
             waiting = below + 1;
         }
-        let mut lanes = [0.0; WHOLE_VECTORS];
+        let mut lanes = [0.0; MAX_LANES];
         S::store(lanes.as_mut_ptr(), zeros);
         lanes.iter().all(|&lane| lane == 0.0)
     }

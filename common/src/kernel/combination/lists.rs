@@ -2,7 +2,7 @@
 
 use crate::kernel::isa::{Isa, Kind};
 use crate::kernel::products::Element;
-use crate::kernel::simd::{Scalar, Simd};
+use crate::kernel::simd::{MAX_LANES, Scalar, Simd};
 
 /// Elements that are not 0, list by list.
 #[derive(Clone, Copy)]
@@ -32,7 +32,7 @@ pub(in crate::kernel) struct ListsMut<'a> {
 
 impl<'a> ListsMut<'a> {
     /// Elements that are written behind the last one at most: a vector.
-    const SLACK: usize = 16;
+    const SLACK: usize = MAX_LANES;
 
     /// Words of memory for lists of so many elements together.
     pub(in crate::kernel) fn memory(elements: usize) -> usize {

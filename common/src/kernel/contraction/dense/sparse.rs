@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::output::Output;
 use super::product::is_worth_sharing;
 use super::{Dense, DenseShape, DenseWeightGradient};
-use crate::kernel::combination::leaves::{self, LeafCombinations, WHOLE_VECTORS};
+use crate::kernel::combination::leaves::{self, LeafCombinations};
 use crate::kernel::combination::{Lists, ListsMut};
 use crate::kernel::contraction::MAX_LEAVES;
 use crate::kernel::contraction::crew::{Crew, Desk};
 use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
+use crate::kernel::simd::MAX_LANES;
 use crate::kernel::transpose::{MatrixShape, transpose};
 use crate::model::PANEL_COLUMNS;
 
@@ -58,7 +59,7 @@ impl Layout {
         let (lists, ends) = (ListsMut::memory(GROUP * max_rows), GROUP * MAX_LEAVES);
         Self {
             others: max_rows * MAX_WIDTH,
-            numbers: max_rows.next_multiple_of(WHOLE_VECTORS),
+            numbers: max_rows.next_multiple_of(MAX_LANES),
             listed: GROUP * max_rows,
             sums: GROUP * MAX_WIDTH,
             stack: leaves::stack_len(MAX_LEAVES, GROUP * MAX_WIDTH),
@@ -155,14 +156,14 @@ impl Dense {
         let groups = listed.width().div_ceil(GROUP);
         let layout = Layout::new(groups, self.max_rows);
         // Columns of the other operand are cut evenly, between vectors.
-        let (vectors, chunks) = (other.width().div_ceil(WHOLE_VECTORS), other.width().div_ceil(MAX_WIDTH));
-        let cut = |i: usize| (vectors * i / chunks * WHOLE_VECTORS).min(other.width());
+        let (vectors, chunks) = (other.width().div_ceil(MAX_LANES), other.width().div_ceil(MAX_WIDTH));
+        let cut = |i: usize| (vectors * i / chunks * MAX_LANES).min(other.width());
         let known_finite = AtomicBool::new(true);
         crew.share(groups * chunks, is_worth_sharing(listed.width() * depth * other.width()), |unit, desk| {
             let (at_chunk, group) = (unit / groups, unit % groups);
             let columns = cut(at_chunk)..cut(at_chunk + 1);
             let rows = group * GROUP..listed.width().min((group + 1) * GROUP);
-            let width = columns.len().next_multiple_of(WHOLE_VECTORS);
+            let width = columns.len().next_multiple_of(MAX_LANES);
 
             let Desk { scratch, panel: chunk_at_hand, groups: are_listed } = desk;
             let (shared, of_groups) = scratch.split_at_mut(layout.shared());
