@@ -79,11 +79,6 @@ impl Tree {
         (shards.is_power_of_two() && shards <= 1 << 16).then(|| Self { levels: shards.trailing_zeros() as u8 })
     }
 
-    /// Samples of a leaf in a whole batch, rounded down.
-    pub fn leaf_samples(self, batch_size: u32) -> usize {
-        (batch_size / self.shards()) as usize
-    }
-
     /// Number of leaves.
     pub fn shards(self) -> u32 {
         1 << self.levels

@@ -71,6 +71,29 @@ fn reductions_sum_samples_rows_and_columns_in_order() {
     reduce_cases().for_each(|(name, relation, channels, samples)| check_reduce(name, &relation, channels, samples));
 }
 
+/// Scenario: all products are negative and too small for any number, and biases are -0. Property: every sum is 0, not -0, so that
+/// it cannot show whether a product with 0 was taken.
+#[test]
+fn no_sum_is_negative_zero() {
+    let pixels = |pair: lockstep_common::model::Pair| pair.rows * pair.columns;
+    for (case, name) in gather_cases().filter(|(case, _)| case.samples == 3) {
+        let [(input_pixels, channels_in), (output_pixels, channels_out)] = case.sizes();
+        let input = vec![1e-30; case.samples * input_pixels * channels_in];
+        let weights = vec![-1e-30; case.relation.taps() * channels_in * channels_out];
+        let expected = vec![0.0; case.samples * output_pixels * channels_out];
+        let (bias, gate) = (vec![-0.0; channels_out], vec![1.0; expected.len()]);
+        let bias = case.with_bias.then_some(&bias[..]);
+        let given = Given { channels: case.channels, input: &input, weights: &weights, bias, gate: &gate };
+        check_gathers((&case, name), &given, &expected, |got, expected| got.to_bits() == expected.to_bits());
+    }
+    for (name, relation, channels, samples) in reduce_cases().filter(|case| case.3 == 3) {
+        let high = vec![1e-30; samples * pixels(relation.high) * channels.high];
+        let low = vec![-1e-30; samples * pixels(relation.low) * channels.low];
+        let expected = vec![0.0; relation.taps() * channels.high * channels.low];
+        check_reductions((&relation, channels, samples), [&high[..], &low], None, &expected, name);
+    }
+}
+
 /// Values at which arithmetic is special, then ordinary ones.
 fn special_values(len: usize, seed: usize) -> Vec<f32> {
     let special = [
@@ -320,7 +343,7 @@ fn sums_of_terms_are_the_same_everywhere() {
                 terms.iter().fold(start, |sum, term| sum + products[term * len + i % len])
             };
             let outputs = TERMS.iter().flat_map(|terms| std::iter::repeat_n(terms, len)).enumerate();
-            let expected = bits(&outputs.map(sum).collect::<Vec<f32>>());
+            let expected = bits(&outputs.map(|output| sum(output) + 0.0).collect::<Vec<f32>>());
             for after in [After::Keep, After::Relu, After::Gate(&gate)] {
                 check_same(&format!("sums of terms, {len} channels"), |isa| {
                     let mut output = vec![CANARY; 4 * len];

@@ -45,7 +45,7 @@ fn product(
 ) -> Vec<f32> {
     let places = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
     places
-        .map(|(row, column)| (0..depth).fold(start(row, column), |sum, k| a(row, k).mul_add(b(k, column), sum)))
+        .map(|(row, column)| (0..depth).fold(start(row, column), |sum, k| a(row, k).mul_add(b(k, column), sum)) + 0.0)
         .collect()
 }
 
@@ -53,7 +53,7 @@ fn gate(gates: &[f32], values: Vec<f32>) -> Vec<f32> {
     values.into_iter().zip(gates).map(|(value, &gate)| if gate <= 0.0 { 0.0 } else { value }).collect()
 }
 
-/// Operands of weight gradients whose zeros are left out.
+/// Operands of weight gradients whose zeros are left out, and none.
 const SPARSE: [Option<SparseOperand>; 3] = [None, Some(SparseOperand::Input), Some(SparseOperand::Delta)];
 
 fn dense(
@@ -201,7 +201,7 @@ impl Case {
             });
             assert_same_bits(&format!("input gradient, {place}"), &got, &gate(&inward, back.clone()));
 
-            // To leave out zeros changes no bit, if nothing is infinite.
+            // To leave out zeros changes no bit.
             for sparse in SPARSE {
                 let plan = dense(Arithmetic { isa, precision }, self.shape, samples + 1, sparse);
                 let mut crew = Crew::new(self.threads, plan.crew());
@@ -210,7 +210,10 @@ impl Case {
                     guarded(&place, before, |gradient| {
                         let operands =
                             DenseWeightGradient { input: &input, delta: &delta, gradient, accumulate, nodes };
-                        plan.weight_gradient(leaves, operands, &mut crew);
+                        match sparse {
+                            Some(_) => plan.sparse_weight_gradient(leaves, operands, &mut crew),
+                            None => plan.weight_gradient(leaves, operands, &mut crew),
+                        };
                     })
                 };
                 for (nodes, gradient) in [(Precision::F32, &gradient), (Precision::Bf16, &rounded_gradient)] {
@@ -291,7 +294,10 @@ fn what_is_said_to_be_finite_is_finite() {
                     accumulate: false,
                     nodes,
                 };
-                let known = plan.weight_gradient(leaves, operands, &mut crew);
+                let known = match sparse {
+                    Some(_) => plan.sparse_weight_gradient(leaves, operands, &mut crew),
+                    None => plan.weight_gradient(leaves, operands, &mut crew),
+                };
                 (known, gradient.iter().all(|value| value.is_finite()))
             };
             assert_eq!(known(&leaves, &|_, _| ()), (true, true), "{isa}");
@@ -318,32 +324,57 @@ fn what_is_said_to_be_finite_is_finite() {
     }
 }
 
-/// Scenario: an operand is infinite where the other one, the sparse one, is 0. Property: the gradient is finite.
+/// Scenario: either operand is infinite, or NaN, where the other one is 0. Property: the same sums are no numbers, and all others
+/// have the same bits, whether products with zeros are left out or not.
 #[test]
-fn what_meets_zeros_alone_leaves_no_trace() {
+fn what_is_not_finite_meets_zeros_too() {
     let shape = DenseShape { pixels: 1, inputs: 23, outputs: 112 };
     for (isa, sparse) in Isa::available().into_iter().flat_map(|isa| SPARSE.map(|sparse| (isa, sparse))) {
-        let plan = dense(isa, shape, 4, sparse);
-        let (mut input, mut delta) = (vec![0.5; 4 * shape.inputs], vec![0.25; 4 * shape.outputs]);
-        let (zeros, infinite) = match sparse {
-            Some(SparseOperand::Delta) => {
-                (&mut delta[shape.outputs..][..shape.outputs], &mut input[shape.inputs..][..1])
-            }
-            _ => (&mut input[shape.inputs..][..shape.inputs], &mut delta[shape.outputs..][..1]),
-        };
-        zeros.fill(-0.0);
-        infinite.fill(f32::INFINITY);
-        let mut gradient = vec![CANARY; shape.inputs * shape.outputs];
-        let operands = DenseWeightGradient {
-            input: &input,
-            delta: &delta,
-            gradient: &mut gradient,
-            accumulate: false,
-            nodes: Precision::F32,
-        };
-        let known = plan.weight_gradient(&[2, 2], operands, &mut Crew::new(1, plan.crew()));
-        let finite = gradient.iter().all(|value| value.is_finite());
-        assert_eq!((known, finite), (sparse.is_some(), sparse.is_some()), "{sparse:?} on {isa}");
+        for (wrong, in_input) in [f32::INFINITY, f32::NAN].into_iter().flat_map(|x| [(x, true), (x, false)]) {
+            let (mut input, mut delta) = (random(4 * shape.inputs, 1), random(4 * shape.outputs, 2));
+            let (of_input, of_delta) = (&mut input[2 * shape.inputs..][..9], &mut delta[2 * shape.outputs..][..80]);
+            of_input.fill(if in_input { wrong } else { -0.0 });
+            of_delta.fill(if in_input { 0.0 } else { wrong });
+            let gradient = |plan: Dense| {
+                let mut gradient = vec![CANARY; shape.inputs * shape.outputs];
+                let operands = DenseWeightGradient {
+                    input: &input,
+                    delta: &delta,
+                    gradient: &mut gradient,
+                    accumulate: false,
+                    nodes: Precision::F32,
+                };
+                let known = plan.sparse_weight_gradient(&[2, 2], operands, &mut Crew::new(1, plan.crew()));
+                assert!(!known, "{sparse:?} on {isa}: known to be finite");
+                // All NaN are alike.
+                gradient.into_iter().map(|sum| if sum.is_nan() { f32::NAN } else { sum }).collect::<Vec<f32>>()
+            };
+            let expected = gradient(dense(Isa::SCALAR, shape, 4, None));
+            assert!(expected[0].is_nan(), "infinity times 0");
+            let place = format!("{sparse:?} on {isa}, {wrong} in the input: {in_input}");
+            assert_same_bits(&place, &gradient(dense(isa, shape, 4, sparse)), &expected);
+        }
+    }
+}
+
+/// Scenario: the only product of a sum is negative and too small for any number. Property: the sum is 0, not -0, whether products
+/// with zeros come behind it or are left out.
+#[test]
+fn no_sum_is_negative_zero() {
+    let shape = DenseShape { pixels: 1, inputs: 23, outputs: 112 };
+    for (arithmetic, sparse) in Isa::available().into_iter().flat_map(|isa| SPARSE.map(|sparse| (isa, sparse))) {
+        let plan = dense(arithmetic, shape, 4, sparse);
+        let (mut input, mut delta) = (vec![-0.0; 4 * shape.inputs], vec![-0.0; 4 * shape.outputs]);
+        input[..shape.inputs].fill(1e-30);
+        delta[..shape.outputs].fill(-1e-30);
+        let mut gradient = vec![CANARY; (shape.inputs + 1) * shape.outputs];
+        for leaves in [&[4][..], &[1, 3]] {
+            let (gradient, nodes) = (&mut gradient[..], Precision::F32);
+            let operands = DenseWeightGradient { input: &input, delta: &delta, gradient, accumulate: false, nodes };
+            plan.sparse_weight_gradient(leaves, operands, &mut Crew::new(1, plan.crew()));
+        }
+        let kernel = &gradient[..shape.inputs * shape.outputs];
+        assert!(kernel.iter().all(|sum| sum.to_bits() == 0), "{sparse:?} on {arithmetic}");
     }
 }
 

@@ -10,7 +10,8 @@ use lockstep_common::model::{
     Activation, ConvSpec, LayerSpec, ModelSpec, Padding, Pair, PoolSpec, ResolvedModel, preset,
 };
 use lockstep_common::nn::{
-    Buffers, LeafSource, Loss, Network, NodeSum, Told, Weights, evaluate, initial_parameters, subtree, subtree_in_parts,
+    Buffers, LeafSource, Loss, Network, NodeSum, Told, Weights, ZeroProducts, evaluate, initial_parameters, subtree,
+    subtree_in_parts,
 };
 use lockstep_common::reduce::{NodeId, Tree, add_nodes};
 use lockstep_common::rng::{Purpose, Stream};
@@ -81,9 +82,6 @@ impl Bits {
     }
 }
 
-/// Samples of a leaf with which dense layers leave out zeros: it changes no bits of finite sums.
-const LARGE_LEAF: usize = 100;
-
 /// The gradient of `samples` samples on every instruction set, and with every number of samples to a pass, is that of
 /// plain code which takes one sample after the other.
 fn check(subject: &Subject, leaf_sizes: &[usize], pass_sizes: &[usize]) {
@@ -92,7 +90,8 @@ fn check(subject: &Subject, leaf_sizes: &[usize], pass_sizes: &[usize]) {
 
 fn check_in(precision: Precision, subject: &Subject, leaf_sizes: &[usize], pass_sizes: &[usize]) {
     let scalar = Arithmetic { isa: Isa::SCALAR, precision };
-    let specification = Network::with_pass_samples(&subject.model, subject.loss, scalar, 1);
+    let specification =
+        Network::with_pass_samples(&subject.model, subject.loss, scalar, 1).with_zero_products(ZeroProducts::Taken);
     for &samples in leaf_sizes {
         let expected = subject.leaf(&specification, samples);
         for arithmetic in available(precision) {
@@ -100,7 +99,7 @@ fn check_in(precision: Precision, subject: &Subject, leaf_sizes: &[usize], pass_
             for &pass in pass_sizes {
                 let network = Network::with_pass_samples(&subject.model, subject.loss, arithmetic, pass);
                 assert_eq!(subject.leaf(&network, samples), expected, "{place}, {pass} a pass");
-                let network = network.for_leaves_of(LARGE_LEAF);
+                let network = network.with_zero_products(ZeroProducts::LeftOut);
                 assert_eq!(subject.leaf(&network, samples), expected, "{place}, {pass} a pass, without zeros");
             }
             let network = Network::new(&subject.model, subject.loss, arithmetic);
@@ -128,6 +127,11 @@ fn file(text: &str) -> ModelSpec {
 
 fn small_article() -> ModelSpec {
     file(include_str!("golden/article.toml"))
+}
+
+/// Pooling and relu where products with zeros are left out.
+fn sparse() -> ModelSpec {
+    file(include_str!("golden/sparse.toml"))
 }
 
 fn self_test() -> ModelSpec {
@@ -180,6 +184,54 @@ fn small_models_at_leaf_sizes_around_a_pass() {
         let own = Network::new(&subject.model, Loss::Mse, Isa::best()).pass_samples();
         check(&subject, &leaf_sizes(own), &[]);
     }
+}
+
+#[test]
+fn products_with_zeros_in_convolutions() {
+    check(&Subject::new(&sparse(), Loss::Mse), &[1, 2, 7], &[2, 4]);
+}
+
+/// Scenario: an element of a sample is so large that activations overflow, or a derivative does. Property: products with zeros are
+/// missing nowhere: the same sums are infinite, the same are no numbers, and the others have the same bits.
+#[test]
+fn what_is_not_finite_is_the_same_without_products_with_zeros() {
+    let mut infinite = 0;
+    for (spec, large) in dense_models()
+        .into_iter()
+        .chain([sparse()])
+        .flat_map(|spec| [1e20, 3e37, 3e38].map(|large| (spec.clone(), large)))
+    {
+        let mut subject = Subject::new(&spec, Loss::Mse);
+        subject.parameters.iter_mut().for_each(|parameter| *parameter *= 50.0);
+        let bits = |arithmetic, zero_products| {
+            let network = Network::new(&subject.model, subject.loss, arithmetic).with_zero_products(zero_products);
+            let mut packed = vec![0.0; network.packed_len()];
+            network.pack(&subject.parameters, &mut packed);
+            let weights = Weights { parameters: &subject.parameters, packed: &packed };
+            let write = |i: usize, out: &mut [f32]| {
+                subject.write(i, out);
+                if i == 3 {
+                    let middle = out.len() / 2;
+                    out[middle] = large;
+                }
+            };
+            let mut gradient = vec![0.0; network.parameters()];
+            let loss = network.leaf_gradient(weights, 14, &write, &mut gradient, &mut network.workspace());
+            // All NaN are alike.
+            let canonical = |value: f32| if value.is_nan() { f32::NAN } else { value };
+            let gradient: Vec<u32> = gradient.into_iter().map(|value| canonical(value).to_bits()).collect();
+            (gradient, if loss.is_nan() { f64::NAN } else { loss }.to_bits())
+        };
+        for arithmetic in all_arithmetics() {
+            let expected = bits(Arithmetic { isa: Isa::SCALAR, ..arithmetic }, ZeroProducts::Taken);
+            infinite += usize::from(expected.0.iter().any(|&value| !f32::from_bits(value).is_finite()));
+            for zero_products in [ZeroProducts::LeftOut, ZeroProducts::AsIsFaster] {
+                let place = format!("{} with {large:e} in {arithmetic}, {zero_products:?}", subject.name());
+                assert!(bits(arithmetic, zero_products) == expected, "{place}");
+            }
+        }
+    }
+    assert!(infinite > 10, "{infinite} gradients are not finite");
 }
 
 #[test]
@@ -257,7 +309,7 @@ fn subtrees_for_any_number_of_threads_and_any_split() {
         for (arithmetic, nodes) in all_arithmetics().flat_map(|with| Precision::ALL.map(|nodes| (with, nodes))) {
             let network = Network::with_pass_samples(&subject.model, subject.loss, arithmetic, 4)
                 .with_nodes(nodes)
-                .for_leaves_of(LARGE_LEAF);
+                .with_zero_products(ZeroProducts::LeftOut);
             let mut packed = vec![0.0; network.packed_len()];
             network.pack(&subject.parameters, &mut packed);
             let weights = Weights { parameters: &subject.parameters, packed: &packed };
@@ -336,7 +388,7 @@ fn groups_of_leaves_are_sums_leaf_by_leaf() {
             for (with, pass) in available(precision).flat_map(|with| [(with, 1000), (with, 16), (with, 2)]) {
                 let network = Network::with_pass_samples(&subject.model, subject.loss, with, pass)
                     .with_nodes(nodes)
-                    .for_leaves_of(LARGE_LEAF);
+                    .with_zero_products(ZeroProducts::LeftOut);
                 let mut packed = vec![0.0; network.packed_len()];
                 network.pack(&subject.parameters, &mut packed);
                 let weights = Weights { parameters: &subject.parameters, packed: &packed };

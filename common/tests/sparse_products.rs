@@ -1,5 +1,5 @@
-//! Plans that leave out products with zeros, against plain loops of `f32::mul_add` in the documented order, to the bit; and
-//! against the plans that leave nothing out. As in `contraction.rs`, operands lie next to pages without access.
+//! Plans that leave out products with zeros, against plain loops of `f32::mul_add` in the documented order that leave out
+//! nothing, to the bit; and against the plans that do not. As in `contraction.rs`, operands lie next to pages without access.
 
 #[path = "../src/kernel/fenced.rs"]
 mod fenced;
@@ -51,7 +51,7 @@ fn pixels(relation: &PixelRelation) -> (usize, usize) {
     (relation.high.rows * relation.high.columns, relation.low.rows * relation.low.columns)
 }
 
-/// The definition: for each high element, the bias, then tap by tap and low channel by low channel, without zeros.
+/// The definition: for each high element, the bias, then tap by tap and low channel by low channel.
 fn scatter_specification(
     relation: &PixelRelation,
     channels: ChannelCounts,
@@ -66,12 +66,10 @@ fn scatter_specification(
                 for &(tap, pixel) in &taps {
                     let weights = &weights[(tap * channels.high + channel) * channels.low..][..channels.low];
                     for (value, weight) in sample[pixel * channels.low..].iter().zip(weights) {
-                        if *value != 0.0 {
-                            sum = value.mul_add(*weight, sum);
-                        }
+                        sum = value.mul_add(*weight, sum);
                     }
                 }
-                output.push(sum);
+                output.push(sum + 0.0);
             }
         }
     }
@@ -79,7 +77,7 @@ fn scatter_specification(
 }
 
 /// Scenario: low images with many zeros and few, every relation, channels around all widths, every `After`.
-/// Property: the definition's bits, and where nothing is infinite those of a gather.
+/// Property: the bits of the definition and of a gather.
 #[test]
 fn scatters_leave_out_zeros_and_keep_the_order() {
     for (i, (name, relation, channels, samples, of)) in cases().enumerate() {
@@ -143,7 +141,7 @@ fn scatters_leave_out_zeros_and_keep_the_order() {
 }
 
 /// Scenario: as above, added to what is there and not.
-/// Property: the bits of plain loops, and of a plan, that leave nothing out: no number is infinite here, and no sum -0.
+/// Property: the bits of plain loops, and of a plan, that leave nothing out.
 #[test]
 fn sparse_reductions_leave_out_zeros_and_keep_the_order() {
     for (name, relation, channels, samples, of) in cases() {
@@ -173,7 +171,7 @@ fn sparse_reductions_leave_out_zeros_and_keep_the_order() {
                     accumulate,
                     scratch: scratch.values_mut(),
                 };
-                plan.run(samples, operands);
+                assert!(plan.run(samples, operands), "{place}: all is finite");
                 assert_same_bits(&place, gradient.values(), &expected);
                 gradient.assert_untouched(&place);
                 scratch.assert_untouched(&place);
@@ -259,7 +257,7 @@ fn pairs_that_are_zero_are_left_out() {
                 accumulate: false,
                 scratch: bytemuck::cast_slice_mut(scratch.values_mut()),
             };
-            plan.run(samples, operands);
+            assert!(plan.run(samples, operands), "{place}: all is finite");
             gradient.assert_untouched(&place);
             scratch.assert_untouched(&place);
 
@@ -280,58 +278,78 @@ fn pairs_that_are_zero_are_left_out() {
     }
 }
 
-/// Scenario: infinite weights, and infinite high elements, that meet zeros of the low image alone; and what is not a number in
-/// the low image.
-/// Property: the first leave no trace, the last one is no zero.
+/// Channels of the images below, which are wide enough for every plan: a 4x4 high one, a 2x2 low one, and each low pixel has four high
+/// pixels of its own.
+const SMALL: ChannelCounts = ChannelCounts { high: 19, low: 18 };
+
+fn small_relation() -> PixelRelation {
+    PixelRelation { high: pair(4, 4), low: pair(2, 2), kernel: pair(2, 2), strides: pair(2, 2), padding: pair(0, 0) }
+}
+
+/// Weight gradient of the small images, or `None` if it matters which products with zeros are taken.
+fn small_gradient(isa: Isa, high: &[f32], low: &[f32]) -> Option<Vec<f32>> {
+    let reduce = SparseReduce::new(isa, &small_relation(), SMALL);
+    let mut gradient = vec![CANARY; 4 * 19 * 18];
+    let scratch = &mut vec![0.0; reduce.scratch_len()];
+    let done = reduce.run(1, ReduceOperands { high, low, gradient: &mut gradient, accumulate: false, scratch });
+    assert!(done || gradient.iter().all(|value| value.to_bits() == CANARY.to_bits()), "{isa}: left as it was");
+    done.then_some(gradient)
+}
+
+/// The high image of the small low one.
+fn small_scatter(isa: Isa, low: &[f32], weights: &[f32], bias: Option<&[f32]>, after: After<'_>) -> Vec<f32> {
+    let scatter = Scatter::new(isa, &small_relation(), SMALL);
+    let (mut packed, mut output) = (vec![0.0; scatter.packed_len()], vec![0.0; 16 * 19]);
+    scatter.pack(weights, &mut packed);
+    let (output_mut, scratch) = (&mut output[..], &mut vec![0.0; scatter.scratch_len()][..]);
+    scatter.run(1, GatherOperands { input: low, packed: &packed, bias, output: output_mut, after, scratch });
+    output
+}
+
+/// Scenario: a high element is infinite where the low image is 0, or a low one is infinite or NaN, or sums overflow.
+/// Property: the sparse plan does nothing and says so, wherever that element is; a scatter takes it for no zero.
 #[test]
-fn what_meets_zeros_alone_leaves_no_trace_and_nan_is_no_zero() {
-    let relation = PixelRelation {
-        high: pair(4, 4),
-        low: pair(2, 2),
-        kernel: pair(2, 2),
-        strides: pair(2, 2),
-        padding: pair(0, 0),
-    };
-    let channels = ChannelCounts { high: 19, low: 18 };
+fn what_is_not_finite_is_not_left_out() {
     for isa in Isa::available() {
-        // The second low channel is 0 everywhere, and the last low pixel is.
-        let mut low: Vec<f32> = (0..4 * 18).map(|i| if i % 18 == 1 || i >= 3 * 18 { 0.0 } else { 1.0 }).collect();
-        let mut weights = vec![0.5; 4 * 19 * 18];
-        weights.iter_mut().skip(1).step_by(18).for_each(|weight| *weight = f32::INFINITY);
-        let mut high = vec![0.25; 16 * 19];
-        for pixel in [10, 11, 14, 15] {
-            high[pixel * 19..][..19].fill(f32::NEG_INFINITY);
+        // The last low pixel is 0.
+        let low: Vec<f32> = (0..4 * 18).map(|i| if i >= 3 * 18 { 0.0 } else { 1.0 }).collect();
+        let high = vec![0.25; 16 * 19];
+        assert!(small_gradient(isa, &high, &low).is_some(), "{isa}");
+        for wrong in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            for pixel in 0..16 {
+                let mut high = high.clone();
+                high[pixel * 19 + pixel] = wrong;
+                assert_eq!(small_gradient(isa, &high, &low), None, "{isa}: {wrong} in high pixel {pixel}");
+            }
+            for at in 0..low.len() {
+                let mut low = low.clone();
+                low[at] = wrong;
+                assert_eq!(small_gradient(isa, &high, &low), None, "{isa}: {wrong} in the low image, {at}");
+            }
         }
-        let run = |low: &[f32]| {
-            let scatter = Scatter::new(isa, &relation, channels);
-            let (mut packed, mut output) = (vec![0.0; scatter.packed_len()], vec![0.0; 16 * 19]);
-            scatter.pack(&weights, &mut packed);
-            scatter.run(
-                1,
-                GatherOperands {
-                    input: low,
-                    packed: &packed,
-                    bias: None,
-                    output: &mut output,
-                    after: After::Keep,
-                    scratch: &mut vec![0.0; scatter.scratch_len()],
-                },
-            );
-            let reduce = SparseReduce::new(isa, &relation, channels);
-            let mut gradient = vec![0.0; 4 * 19 * 18];
-            let scratch = &mut vec![0.0; reduce.scratch_len()];
-            reduce.run(1, ReduceOperands { high: &high, low, gradient: &mut gradient, accumulate: false, scratch });
-            (output, gradient)
-        };
-        let (output, gradient) = run(&low);
-        assert!(output.iter().chain(&gradient).all(|value| value.is_finite()), "{isa}");
+        let large = |values: &[f32]| values.iter().map(|value| value * f32::MAX).collect::<Vec<f32>>();
+        assert_eq!(small_gradient(isa, &large(&high), &large(&low)), None, "{isa}: overflow");
+
+        let mut low = low;
         low[2] = f32::NAN;
-        let (output, gradient) = run(&low);
+        let output = small_scatter(isa, &low, &vec![0.5; 4 * 19 * 18], None, After::Keep);
         assert_eq!(output.iter().filter(|value| value.is_nan()).count(), 4 * 19, "{isa}: the patch of the first pixel");
-        assert_eq!(
-            gradient.iter().filter(|value| value.is_nan()).count(),
-            4 * 19,
-            "{isa}: the weights of a low channel"
-        );
+    }
+}
+
+/// Scenario: the only product of a sum is negative and too small for any number, or a bias is -0 and all products are left out.
+/// Property: the sum is 0, not -0.
+#[test]
+fn no_sum_is_negative_zero() {
+    for isa in Isa::available() {
+        let low: Vec<f32> = (0..4 * 18).map(|i| if i == 0 { -1e-30 } else { -0.0 }).collect();
+        let gradient = small_gradient(isa, &vec![1e-30; 16 * 19], &low).expect("all is finite");
+        assert!(gradient.iter().all(|sum| sum.to_bits() == 0), "{isa}: gradient");
+        for bias in [None, Some(&[-0.0; 19][..])] {
+            for after in [After::Keep, After::Relu, After::Gate(&[1.0; 16 * 19])] {
+                let output = small_scatter(isa, &low, &vec![1e-30; 4 * 19 * 18], bias, after);
+                assert!(output.iter().all(|sum| sum.to_bits() == 0), "{isa}: {bias:?}, {after:?}");
+            }
+        }
     }
 }

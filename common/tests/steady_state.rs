@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lockstep_common::kernel::{Arithmetic, Isa, Precision};
 use lockstep_common::model;
-use lockstep_common::nn::{Buffers, LeafSource, Loss, Network, Weights, evaluate, initial_parameters, subtree};
+use lockstep_common::nn::{
+    Buffers, LeafSource, Loss, Network, Weights, ZeroProducts, evaluate, initial_parameters, subtree,
+};
 use lockstep_common::reduce::{NodeId, Tree};
 
 /// The system's allocator, counting.
@@ -61,7 +63,8 @@ fn rounds_after_the_first_ask_for_no_memory() {
         presets.into_iter().flat_map(|preset| Precision::ALL.map(|precision| (preset, precision)))
     {
         let model = model::preset(preset).expect("a preset").resolve().expect("a valid model");
-        let network = Network::new(&model, Loss::Mse, Arithmetic { isa: Isa::best(), precision }).for_leaves_of(100);
+        let network = Network::new(&model, Loss::Mse, Arithmetic { isa: Isa::best(), precision })
+            .with_zero_products(ZeroProducts::LeftOut);
         let parameters = initial_parameters(&model.layout, 1);
         let mut packed = vec![0.0; network.packed_len()];
         let buffers = Buffers::default();

@@ -48,7 +48,7 @@ pub(super) fn measure(
 ) -> anyhow::Result<LayersReport> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().context("cannot start a compute thread")?;
     Ok(pool.install(|| {
-        let network = Network::new(model, Loss::Mse, arithmetic).for_leaves_of(batch.tree.leaf_samples(batch.size));
+        let network = Network::new(model, Loss::Mse, arithmetic);
         let samples = RandomSamples::new(batch, network.input_elements());
         let parameters = FloatBuffer::from(initial_parameters(&model.layout, 0));
         let mut packed = AlignedFloats::zeros(network.packed_len());

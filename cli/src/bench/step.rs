@@ -94,7 +94,7 @@ pub(super) fn measure(
     pool: &ThreadPool,
     effort: Effort,
 ) -> StepReport {
-    let network = Network::new(model, Loss::Mse, arithmetic).for_leaves_of(batch.tree.leaf_samples(batch.size));
+    let network = Network::new(model, Loss::Mse, arithmetic);
     let samples = RandomSamples::new(batch, network.input_elements());
     let buffers = Buffers::default();
     let len = network.parameters();

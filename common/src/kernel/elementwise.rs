@@ -27,6 +27,15 @@ fn gate(gate: f32, value: f32) -> f32 {
     if gate <= 0.0 { 0.0 } else { value }
 }
 
+#[inline(always)]
+fn finish_in_place(after: After<'_>, sums: &mut [f32]) {
+    match after {
+        After::Keep => map(sums, |sum| sum + 0.0),
+        After::Relu => map(sums, |sum| gate(sum, sum)),
+        After::Gate(by) => sums.iter_mut().zip(by).for_each(|(sum, by)| *sum = gate(*by, *sum + 0.0)),
+    }
+}
+
 /// Moments below this, 2^-100, have faded away.
 const FADED: f32 = 1.0 / (1u128 << 100) as f32;
 
@@ -323,11 +332,21 @@ per_isa! {
                 }
             }
         }
-        match after {
-            After::Keep => {}
-            After::Relu => output.iter_mut().for_each(|output| *output = gate(*output, *output)),
-            After::Gate(by) => output.iter_mut().zip(by).for_each(|(output, by)| *output = gate(*by, *output)),
-        }
+        finish_in_place(after, output);
+    }
+
+    /// Ends sums of products: -0 becomes +0, then comes what is `after` them.
+    pub fn finish_outputs(after: After<'_>, sums: &mut [f32]) {
+        finish_in_place(after, sums);
+    }
+
+    /// Ends sums of products: -0 becomes +0. Returns whether all are finite.
+    pub fn finish_sums(sums: &mut [f32]) -> bool {
+        let largest = sums.iter_mut().fold(0, |largest: u32, sum| {
+            *sum += 0.0;
+            largest.max(sum.to_bits() & 0x7fff_ffff)
+        });
+        largest < f32::INFINITY.to_bits()
     }
 }
 

@@ -109,6 +109,16 @@ impl Isa {
         *IS_ZEN_4.get_or_init(|| amd_family() == Some(0x19))
     }
 
+    /// Whether products that load an operand for each multiply-add are slow beside those that load it for several: as on Intel's
+    /// processors, which begin 1.3 of the former in a cycle, and two of the latter. That is a matter of speed alone.
+    pub fn is_bound_by_loads(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => !self.halves_vectors(),
+            _ => false,
+        }
+    }
+
     pub(super) fn kind(self) -> Kind {
         self.0
     }

@@ -1,7 +1,8 @@
 //! The one register-blocked loop that does every product-sum of Lockstep.
 //!
 //! A *tile* is a few rows of the output by a few vectors of its columns, kept in registers while the summed index runs.
-//! Each output is `epilogue(init + a_0 b_0 + a_1 b_1 + ...)`, a chain of fused multiply-adds in the order of the index.
+//! Each output is `epilogue(init + a_0 b_0 + a_1 b_1 + ... + 0)`, a chain of fused multiply-adds in the order of the index. (The
+//! 0 turns -0 to +0.)
 //! Vectors run across columns, rows are independent, and the summed index is never split: the tile's size is a matter
 //! of speed alone.
 //!

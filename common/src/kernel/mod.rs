@@ -23,6 +23,7 @@ pub mod probe;
 mod products;
 mod simd;
 pub mod streaming;
+pub mod survey;
 pub mod transpose;
 
 pub use aligned::AlignedFloats;

@@ -10,6 +10,7 @@ use super::combination::{self, Combinations};
 use super::isa::Isa;
 use super::microkernel::{self, Block};
 use super::simd::Simd;
+use super::survey;
 
 /// A kind of operands on an instruction set. (Public, as what the sealed [`Element`] names must be.)
 ///
@@ -278,6 +279,9 @@ pub trait Element: bytemuck::Pod + Send + Sync {
     /// The bits of an element's word that are all 0 if, and only if, it is 0.
     #[doc(hidden)]
     const MAGNITUDE: u32;
+    /// Whether nothing is infinite or NaN.
+    #[doc(hidden)]
+    fn are_finite(isa: Isa, elements: &[Self]) -> bool;
 
     /// What a sum starts from where there is a bias: see [`Products::start`].
     #[doc(hidden)]
@@ -313,6 +317,10 @@ impl Element for f32 {
     // All but the sign.
     const MAGNITUDE: u32 = 0x7fff_ffff;
 
+    fn are_finite(isa: Isa, elements: &[f32]) -> bool {
+        survey::floats_are_finite(isa, elements)
+    }
+
     #[inline(always)]
     fn start(bias: f32) -> f32 {
         bias
@@ -342,6 +350,10 @@ impl Element for f32 {
 impl Element for Bf16Pair {
     // No rounded number is -0.
     const MAGNITUDE: u32 = u32::MAX;
+
+    fn are_finite(isa: Isa, elements: &[Bf16Pair]) -> bool {
+        survey::halves_are_finite(isa, bytemuck::cast_slice(elements))
+    }
 
     #[inline(always)]
     fn start(bias: f32) -> f32 {

@@ -1,16 +1,20 @@
 //! Layers with weights: convolution, transposed convolution and dense, as plans over one pixel relation.
 
+mod plans;
+
 use std::ops::Range;
 
+use plans::{Map, WeightGradient};
+
 use super::live::LiveSizes;
-use super::sparsity::Sparsity;
+use super::sparsity::{Sparsity, ZeroProducts};
 use crate::kernel::bf16::{self, Bf16Pair, RowPairs};
 use crate::kernel::contraction::{
     After, ChannelCounts, Direction, Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands, SLACK, Scatter,
     SparseReduce,
 };
 use crate::kernel::transpose::MatrixShape;
-use crate::kernel::{Arithmetic, Element, Precision, elementwise};
+use crate::kernel::{Arithmetic, Isa, Precision, elementwise};
 use crate::model::{Activation, ConvSpec, LayerPlace, LayerSpec, Layout, Pair, ResolvedLayer};
 
 /// A linear map between images, plus bias, with the activation that follows it.
@@ -30,70 +34,9 @@ pub(super) struct Linear {
     /// Absent for the first layer: nothing is trained before it.
     backward: Option<(Map, Range<usize>)>,
     weight_gradient: WeightGradient,
+    pub(super) zero_products: ZeroProducts,
     /// Products of one sample's forward pass.
     pub(super) products: usize,
-}
-
-/// A plan that computes one image from the other.
-#[derive(Debug)]
-enum Map {
-    Gather(Gather),
-    /// From a low image that is mostly 0.
-    Scatter(Scatter),
-}
-
-impl Map {
-    fn packed_len(&self) -> usize {
-        match self {
-            Map::Gather(gather) => gather.packed_len(),
-            Map::Scatter(scatter) => scatter.packed_len(),
-        }
-    }
-
-    fn scratch_len(&self) -> usize {
-        match self {
-            Map::Gather(gather) => gather.scratch_len(),
-            Map::Scatter(scatter) => scatter.scratch_len(),
-        }
-    }
-
-    fn pack<E: Element>(&self, weights: &[E], packed: &mut [E]) {
-        match self {
-            Map::Gather(gather) => gather.pack(weights, packed),
-            Map::Scatter(scatter) => scatter.pack(weights, packed),
-        }
-    }
-
-    fn run<E: Element>(&self, samples: usize, operands: GatherOperands<'_, E>) {
-        match self {
-            Map::Gather(gather) => gather.run(samples, operands),
-            Map::Scatter(scatter) => scatter.run(samples, operands),
-        }
-    }
-}
-
-/// A plan that sums over pixels of both images.
-#[derive(Debug)]
-enum WeightGradient {
-    All(Reduce),
-    /// Where the low image is mostly 0.
-    Sparse(SparseReduce),
-}
-
-impl WeightGradient {
-    fn scratch_len(&self, samples: usize) -> usize {
-        match self {
-            WeightGradient::All(reduce) => reduce.scratch_len(samples),
-            WeightGradient::Sparse(reduce) => reduce.scratch_len(),
-        }
-    }
-
-    fn run<E: Element>(&self, samples: usize, operands: ReduceOperands<'_, E>) {
-        match self {
-            WeightGradient::All(reduce) => reduce.run(samples, operands),
-            WeightGradient::Sparse(reduce) => reduce.run(samples, operands),
-        }
-    }
 }
 
 /// High channels from which on products with a low image that is mostly 0 leave out those with 0: with fewer, too little is
@@ -156,8 +99,7 @@ impl Linear {
         let is_sparse = relation.taps() > 1
             && channels.high >= MIN_SPARSE_CHANNELS
             && relation.low.rows * relation.low.columns >= MIN_SPARSE_PIXELS
-            // A pair is 0 if both numbers are, which is not so much of what a relu made.
-            && if to_high { sparsity.input && arithmetic.precision == Precision::F32 } else { sparsity.delta };
+            && if to_high { sparsity.input } else { sparsity.delta };
         let map = |direction| {
             // What is summed over are channels of the input, or pairs of them.
             let summed = |channels: usize| match arithmetic.precision {
@@ -168,11 +110,9 @@ impl Linear {
                 Direction::ToLow => ChannelCounts { high: summed(channels.high), ..channels },
                 Direction::ToHigh => ChannelCounts { low: summed(channels.low), ..channels },
             };
-            if is_sparse && direction == Direction::ToHigh {
-                Map::Scatter(Scatter::new(isa, &relation, channels))
-            } else {
-                Map::Gather(Gather::new(isa, &relation, direction, channels, max_samples))
-            }
+            let scatters = is_sparse && direction == Direction::ToHigh;
+            let gather = Gather::new(isa, &relation, direction, channels, max_samples);
+            Map::new(gather, scatters.then(|| Scatter::new(isa, &relation, channels)))
         };
         let forward = map(onward);
         let packed_forward = packed_start..packed_start + forward.packed_len();
@@ -196,11 +136,11 @@ impl Linear {
             forward,
             packed_forward,
             backward,
-            weight_gradient: if is_sparse {
-                WeightGradient::Sparse(SparseReduce::new(isa, &relation, channels))
-            } else {
-                WeightGradient::All(Reduce::new(isa, &relation, channels))
-            },
+            weight_gradient: WeightGradient::new(
+                Reduce::new(isa, &relation, channels),
+                is_sparse.then(|| SparseReduce::new(isa, &relation, channels)),
+            ),
+            zero_products: ZeroProducts::default(),
             products: relation.pairs() * channels.high * channels.low,
         })
     }
@@ -307,7 +247,7 @@ impl Linear {
         if precision == Precision::F32 {
             let [high, low] = self.high_and_low(input, delta);
             let operands = ReduceOperands { high, low, gradient, accumulate, scratch };
-            return self.weight_gradient.run(samples, operands);
+            return self.weight_gradient.run(self.choice(), samples, operands);
         }
         let (of_input, scratch) = scratch.split_at_mut(self.input.sample_pairs(samples));
         let (of_output, scratch) = scratch.split_at_mut(self.output.sample_pairs(samples));
@@ -321,7 +261,7 @@ impl Linear {
         let [high, low] = self.high_and_low(&*of_input, &*of_output).map(bytemuck::cast_slice);
         let scratch: &mut [Bf16Pair] = bytemuck::cast_slice_mut(scratch);
         let operands = ReduceOperands { high, low, gradient, accumulate, scratch };
-        self.weight_gradient.run(samples.div_ceil(2), operands);
+        self.weight_gradient.run(self.choice(), samples.div_ceil(2), operands);
     }
 
     /// The loss' derivative by the layer's input, from `delta` as above; `after` is applied to it.
@@ -331,6 +271,11 @@ impl Linear {
             let sums = GatherSums { bias: None, output: input_gradient, after };
             self.map(map, samples, (delta, self.output), &packed[range.clone()], sums, scratch);
         }
+    }
+
+    /// What plans depend on beside their operands.
+    fn choice(&self) -> (Isa, ZeroProducts) {
+        (self.arithmetic.isa, self.zero_products)
     }
 
     /// Runs a plan over floats, or over pairs that are made of them first.
@@ -345,7 +290,9 @@ impl Linear {
     ) {
         let GatherSums { bias, output, after } = sums;
         match self.arithmetic.precision {
-            Precision::F32 => map.run(samples, GatherOperands { input, packed, bias, output, after, scratch }),
+            Precision::F32 => {
+                map.run(self.choice(), samples, GatherOperands { input, packed, bias, output, after, scratch })
+            }
             Precision::Bf16 => {
                 let len = samples * size.channel_pairs();
                 let (pairs, scratch) = scratch.split_at_mut(in_lines(len));
@@ -354,7 +301,7 @@ impl Linear {
                 let shape = MatrixShape::dense(samples * size.pixels, size.channels);
                 bf16::pair_columns(self.arithmetic.isa, input, shape, &mut pairs[..len]);
                 let (input, packed) = (&pairs[..len], bytemuck::cast_slice(packed));
-                map.run(samples, GatherOperands { input, packed, bias, output, after, scratch });
+                map.run(self.choice(), samples, GatherOperands { input, packed, bias, output, after, scratch });
             }
         }
     }

@@ -21,5 +21,6 @@ pub use loss::Loss;
 pub use network::{Network, Weights, WriteSample};
 pub use parts::{Told, subtree_in_parts};
 pub use profile::{Lap, profile};
+pub use sparsity::ZeroProducts;
 pub use subtree::{Buffers, LeafSource, NodeSum, evaluate, subtree};
 pub use workspace::Workspace;

@@ -7,7 +7,7 @@ use super::loss::Loss;
 use super::op::{Op, unparametrised};
 use super::parts::GradientPlace;
 use super::profile::Lap;
-use super::sparsity::Sparsity;
+use super::sparsity::{Sparsity, ZeroProducts};
 use super::workspace::Workspace;
 use crate::kernel::contraction::After;
 use crate::kernel::pooling;
@@ -25,10 +25,6 @@ const MAX_PASS_SAMPLES: usize = 64;
 const DENSE_PASS_FLOATS: usize = 1 << 24;
 /// More samples than this hide the weights' way from memory well enough.
 const MAX_DENSE_PASS_SAMPLES: usize = 512;
-
-/// Samples of a leaf from which on it pays to leave out zeros in weight gradients of dense layers: with fewer, lists are too
-/// short.
-const MIN_SPARSE_SAMPLES: usize = 12;
 
 /// A model as plans: what is computed, in which order, on which instruction set.
 ///
@@ -184,15 +180,14 @@ impl Network {
         Self { nodes, ..self }
     }
 
-    /// The same for a run whose leaves have so many samples, rounded down. In models of dense layers alone, weight gradients
-    /// leave out the products of zeros only if that is not too few: it is part of the numerics contract.
-    pub fn for_leaves_of(mut self, samples: usize) -> Self {
-        if samples >= MIN_SPARSE_SAMPLES {
-            let without_zeros = |op| match op {
-                Op::Dense(dense) => Op::Dense(Box::new((*dense).without_zeros())),
-                other => other,
-            };
-            self.ops = self.ops.into_iter().map(without_zeros).collect();
+    /// The same, with another choice of what is done about products with zeros, which is a matter of speed alone.
+    pub fn with_zero_products(mut self, choice: ZeroProducts) -> Self {
+        for op in &mut self.ops {
+            match op {
+                Op::Dense(dense) => dense.zero_products = choice,
+                Op::Linear(linear) => linear.zero_products = choice,
+                _ => {}
+            }
         }
         self
     }

@@ -193,7 +193,7 @@ impl GatherCase {
                         Finish::Relu => sum <= 0.0,
                         Finish::Gate => gate[output.len()] <= 0.0,
                     };
-                    output.push(if closed { 0.0 } else { sum });
+                    output.push(if closed { 0.0 } else { sum + 0.0 });
                 }
             }
         }
@@ -229,7 +229,7 @@ pub(crate) fn reduce_specification(
                         }
                     }
                 }
-                gradient.push(sum);
+                gradient.push(sum + 0.0);
             }
         }
     }

@@ -5,7 +5,7 @@ use super::super::simd::{MAX_LANES, Scalar, Simd};
 use super::Lists;
 
 /// For every output row `i` and `j < width`: the sum over leaves, added as a perfect binary tree, of the sums from 0 of
-/// `factor * matrix[row * width + j]` over list `i * leaves + leaf`, in its order.
+/// `factor * matrix[row * width + j]` over list `i * leaves + leaf`, in its order. No sum is -0 in the end.
 pub(in crate::kernel) struct LeafCombinations<'a> {
     /// Row by row of the output, leaf by leaf.
     pub(in crate::kernel) lists: Lists<'a>,
@@ -147,6 +147,12 @@ unsafe fn tree<S: Simd, const V: usize>(all: &mut LeafCombinations<'_>, column: 
                     }
                 }
                 let is_last = k + 1 == steps;
+                if is_last {
+                    // -0 becomes +0.
+                    for sum in &mut sum {
+                        *sum = S::add(*sum, S::splat(0.0));
+                    }
+                }
                 let to = if is_last { output } else { all.stack.as_mut_ptr().add(on_stack(below)) };
                 for (v, sum) in sum.iter().enumerate() {
                     S::store(to.add(v * S::LANES), *sum);

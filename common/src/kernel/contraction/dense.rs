@@ -64,7 +64,7 @@ pub struct Dense {
     input_gradient: Product,
     weight_gradient: Product,
     crew: CrewSize,
-    /// What products with zeros are left out of in weight gradients.
+    /// Of which operand weight gradients may leave out zeros.
     sparse: Option<SparseOperand>,
 }
 
@@ -106,7 +106,7 @@ impl Dense {
         }
     }
 
-    /// The same where an operand of weight gradients is mostly 0: its zeros are left out, if all is computed in 32-bit floats.
+    /// The same with [`Dense::sparse_weight_gradient`] for operands that are mostly 0, if all is computed in 32-bit floats.
     pub fn with_sparse(self, sparse: SparseOperand) -> Self {
         if self.precision != Precision::F32 {
             return self;
@@ -200,13 +200,6 @@ impl Dense {
         if self.precision == Precision::Bf16 {
             let operands = DenseWeightGradient { input, delta, gradient, accumulate, nodes };
             return self.weight_gradient_of_pairs(leaves, operands, crew);
-        }
-        if let Some(sparse) = self.sparse
-            && nodes == Precision::F32
-            && depth > 0
-        {
-            let operands = DenseWeightGradient { input, delta, gradient, accumulate, nodes };
-            return self.sparse_weight_gradient(sparse, leaves, operands, crew);
         }
         let pack = |panel: &Panel, packed: &mut [f32]| {
             let delta = &delta[..depth * outputs];

@@ -1,7 +1,7 @@
 //! High images of low ones that are mostly 0: the weights of what is not 0 are added to its patch of the high image.
 //!
-//! It computes what a [`Gather`](super::Gather) to the high image does, product by product in the same order, but for products
-//! whose factor in the low image is 0: those are left out.
+//! It computes what a [`Gather`](super::Gather) to the high image does, product by product in the same order, but leaves out
+//! those whose factor in the low image is 0. As long as weights are finite, that changes no bit.
 
 use super::gather::{After, GatherOperands};
 use super::patches::Patches;
@@ -11,7 +11,6 @@ use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
 use crate::kernel::products::Element;
 use crate::kernel::transpose::{MatrixShape, transpose};
-use crate::model::Activation;
 
 /// Floats of a stretch that are summed at a time, at least: fewer do not keep multiply-adds busy.
 const MIN_TILE: usize = 64;
@@ -63,8 +62,8 @@ impl Scatter {
         }
     }
 
-    /// Computes `output`, the high image, from `input`, the low one, as [`Gather::run`](super::Gather::run) does, but for
-    /// products whose factor in `input` is 0. Buffers may be longer than needed.
+    /// Computes `output`, the high image, from `input`, the low one, as [`Gather::run`](super::Gather::run) does, with weights
+    /// that are finite. Buffers may be longer than needed.
     ///
     /// # Panics
     /// When a slice is too short.
@@ -89,14 +88,11 @@ impl Scatter {
             } else {
                 self.add(lists, packed, bias, high);
             }
-            match after {
-                After::Keep => {}
-                After::Relu => elementwise::activate(self.isa, Activation::Relu, high),
-                After::Gate(gate) => {
-                    let gate = &gate[sample * high_len..][..high_len];
-                    elementwise::activate_backward(self.isa, Activation::Relu, gate, high);
-                }
-            }
+            let after = match after {
+                After::Gate(gate) => After::Gate(&gate[sample * high_len..][..high_len]),
+                other => other,
+            };
+            elementwise::finish_outputs(self.isa, after, high);
         }
     }
 

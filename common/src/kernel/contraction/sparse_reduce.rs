@@ -1,14 +1,16 @@
 //! Weight gradients where the low image is mostly 0: the patches of what is not 0 are added to its weights.
 //!
-//! It computes what a [`Reduce`](super::Reduce) does, product by product in the same order, but for products whose factor in
-//! the low image is 0: those are left out. Padding counts as zeros of the high image.
+//! It computes what a [`Reduce`](super::Reduce) does, product by product in the same order, but leaves out those whose factor in
+//! the low image is 0, and takes some with zeros around the high image. As long as both images are finite, that changes no bit.
 
 use super::patches::Patches;
 use super::reduce::ReduceOperands;
 use super::{ChannelCounts, L1_FLOATS, PixelRelation, index};
 use crate::kernel::combination::{self, Combinations, ListsMut};
+use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
 use crate::kernel::products::Element;
+use crate::kernel::survey;
 use crate::kernel::transpose::{MatrixShape, transpose};
 
 /// Floats of images up to which sums are taken a few taps at a time: in the L1 cache is then what those taps reach.
@@ -70,11 +72,12 @@ impl SparseReduce {
     }
 
     /// Adds to `gradient` (taps, high channels, low channels) the sum over samples, low rows and low columns of `high * low`,
-    /// or sets it to that sum, as [`Reduce::run`](super::Reduce::run) does, but for products whose factor in `low` is 0.
+    /// or sets it to that sum, as [`Reduce::run`](super::Reduce::run) does, and returns true. It returns false, and leaves
+    /// `gradient` as it was, if it may matter which products with zeros are taken: then something is not finite.
     ///
     /// # Panics
     /// When a slice is too short.
-    pub fn run<E: Element>(&self, samples: usize, operands: ReduceOperands<'_, E>) {
+    pub fn run<E: Element>(&self, samples: usize, operands: ReduceOperands<'_, E>) -> bool {
         let ReduceOperands { high, low, gradient, accumulate, scratch } = operands;
         let (low_len, high_len) = (self.patches.low_len(), self.patches.high_len());
         let (high, low) = (&high[..samples * high_len], &low[..samples * low_len]);
@@ -96,8 +99,10 @@ impl SparseReduce {
         }
         let some = high.chunks(self.at_once * high_len).zip(low.chunks(self.at_once * low_len));
         for (high, low) in some {
-            let high = self.padded(high, padded);
-            assert!(high.len() >= low.len() / low_len * self.patches.padded_len(), "high images of the plan");
+            let high = &self.padded(high, padded)[..low.len() / low_len * self.patches.padded_len()];
+            if !survey::are_finite(self.isa, high) {
+                return false;
+            }
             let band = self.band.min(low.len() / channels);
             for (low, rows) in low.chunks(band * channels).zip(self.rows.chunks(band)) {
                 let pixels = low.len() / channels;
@@ -123,7 +128,12 @@ impl SparseReduce {
                 unsafe { combination::run(self.isa, &combinations) };
             }
         }
-        transpose(self.isa, sums, MatrixShape::dense(channels, shape.rows), gradient, channels);
+        // What is not finite in the low image was no zero, and left sums that are not finite.
+        let are_finite = elementwise::finish_sums(self.isa, sums);
+        if are_finite {
+            transpose(self.isa, sums, MatrixShape::dense(channels, shape.rows), gradient, channels);
+        }
+        are_finite
     }
 
     /// High images with zeros around them, if patches reach there.

@@ -162,7 +162,7 @@ unsafe fn load<P: Products, const WHOLE: bool>(block: &Block<'_, P::Element>, fr
     }
 }
 
-/// Writes a tile's results.
+/// Writes a tile's results, of which none is -0: then it does not show which products with zeros were taken.
 #[inline(always)]
 pub(super) unsafe fn finish<P: Products, const R: usize, const V: usize, const WHOLE: bool>(
     block: &Block<'_, P::Element>,
@@ -173,9 +173,12 @@ pub(super) unsafe fn finish<P: Products, const R: usize, const V: usize, const W
     // SAFETY: the block's columns are readable and writable by the caller's promise; no lane, no access.
     unsafe {
         match block.finish {
-            Finish::Keep => {}
+            Finish::Keep => add_zero::<P, R, V>(&mut results),
             Finish::Relu => gate_all::<P, R, V>(acc, &mut results),
-            Finish::Gate(gate) => gate_all::<P, R, V>(&load_rows::<P, R, V, WHOLE>(block, gate, rows), &mut results),
+            Finish::Gate(gate) => {
+                add_zero::<P, R, V>(&mut results);
+                gate_all::<P, R, V>(&load_rows::<P, R, V, WHOLE>(block, gate, rows), &mut results);
+            }
         }
         for i in 0..R {
             for v in 0..V {
@@ -186,6 +189,17 @@ pub(super) unsafe fn finish<P: Products, const R: usize, const V: usize, const W
                     lanes => P::Sums::store_partial(to, results[i][v], lanes),
                 }
             }
+        }
+    }
+}
+
+/// Turns -0 to +0.
+#[inline(always)]
+unsafe fn add_zero<P: Products, const R: usize, const V: usize>(sums: &mut Accumulators<P, R, V>) {
+    for i in 0..R {
+        for v in 0..V {
+            // SAFETY: the machine has the instruction set.
+            sums[i][v] = unsafe { P::Sums::add(sums[i][v], P::Sums::splat(0.0)) };
         }
     }
 }

@@ -16,7 +16,9 @@ use crate::kernel::contraction::MAX_LEAVES;
 use crate::kernel::contraction::crew::{Crew, Desk};
 use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
+use crate::kernel::precision::Precision;
 use crate::kernel::simd::MAX_LANES;
+use crate::kernel::survey;
 use crate::kernel::transpose::{MatrixShape, transpose};
 use crate::model::PANEL_COLUMNS;
 
@@ -130,18 +132,29 @@ impl Operand<'_> {
 }
 
 impl Dense {
-    /// [`Dense::weight_gradient`] without the products of what is 0 in the sparse operand. There is at least one sample.
-    pub(super) fn sparse_weight_gradient(
+    /// [`Dense::weight_gradient`] without the products of what is 0 in the sparse operand, where that changes no bit: if the
+    /// other operand is finite. Else, and for nodes that are not 32-bit floats or without samples, it is the same.
+    ///
+    /// # Panics
+    /// As for [`Dense::weight_gradient`].
+    pub fn sparse_weight_gradient(
         &self,
-        sparse: SparseOperand,
         leaf_samples: &[usize],
         operands: DenseWeightGradient<'_>,
         crew: &mut Crew,
     ) -> bool {
-        let DenseWeightGradient { input, delta, gradient, accumulate, .. } = operands;
         let DenseShape { pixels, inputs, outputs } = self.shape;
         let (isa, leaf_count) = (self.isa, leaf_samples.len());
         let depth = self.rows(leaf_samples.iter().sum());
+        let is_other_finite = |sparse: &SparseOperand| match sparse {
+            SparseOperand::Input => survey::are_finite(isa, &operands.delta[..depth * outputs]),
+            SparseOperand::Delta => survey::are_finite(isa, &operands.input[..depth * inputs]),
+        };
+        let may_leave_out = self.sparse.filter(|_| operands.nodes == Precision::F32 && depth > 0);
+        let Some(sparse) = may_leave_out.filter(is_other_finite) else {
+            return self.weight_gradient(leaf_samples, operands, crew);
+        };
+        let DenseWeightGradient { input, delta, gradient, accumulate, .. } = operands;
         let with_bias = gradient.len() > inputs * outputs;
         let input = Operand { rows: &input[..depth * inputs], columns: inputs, with_one: with_bias };
         let delta = Operand { rows: &delta[..depth * outputs], columns: outputs, with_one: false };
