@@ -19,6 +19,24 @@ const TOGETHER: usize = 3;
 /// Vectors of a stretch that are summed at a time, at most.
 const MAX_VECTORS: usize = 12;
 
+/// Evaluates an expression with a number of vectors as a constant: 1 to [`MAX_VECTORS`], as far as registers hold so many rows of
+/// them.
+macro_rules! with_vectors {
+    ($count:expr, $rows:expr, $registers:expr, $constant:ident => $value:expr) => {
+        with_vectors!(1 2 3 4 5 6 7 8 9 10 11 12; $count, $rows, $registers, $constant => $value)
+    };
+    ($($number:literal)*; $count:expr, $rows:expr, $registers:expr, $constant:ident => $value:expr) => {
+        match $count {
+            $($number if $rows * $number <= $registers => {
+                const $constant: usize = $number;
+                $value
+            })*
+            count => unreachable!("{count} vectors of a tile whose sums are in registers"),
+        }
+    };
+}
+use with_vectors;
+
 /// Whether stretches of that length are summed by threes, whole: if targets overlap, what is added to a sum then comes in the
 /// order of the lists. Else parts of stretches are summed one after the other, all lists for each.
 pub(super) fn sums_whole_threes(isa: Isa, len: usize) -> bool {
@@ -144,21 +162,7 @@ unsafe fn columns<P: Products, const ROWS: usize>(all: &Combinations<'_, P::Elem
         let tile = begin.after(first * lanes);
         // SAFETY: these vectors are inside the stretch.
         unsafe {
-            match end - first {
-                1 => tile.add::<P, ROWS, 1>(all),
-                2 => tile.add::<P, ROWS, 2>(all),
-                3 => tile.add::<P, ROWS, 3>(all),
-                4 => tile.add::<P, ROWS, 4>(all),
-                5 if ROWS * 5 <= registers => tile.add::<P, ROWS, 5>(all),
-                6 if ROWS * 6 <= registers => tile.add::<P, ROWS, 6>(all),
-                7 if ROWS * 7 <= registers => tile.add::<P, ROWS, 7>(all),
-                8 if ROWS * 8 <= registers => tile.add::<P, ROWS, 8>(all),
-                9 if ROWS * 9 <= registers => tile.add::<P, ROWS, 9>(all),
-                10 if ROWS * 10 <= registers => tile.add::<P, ROWS, 10>(all),
-                11 if ROWS * 11 <= registers => tile.add::<P, ROWS, 11>(all),
-                12 if ROWS * 12 <= registers => tile.add::<P, ROWS, 12>(all),
-                _ => unreachable!("a tile has its sums in registers"),
-            }
+            with_vectors!(end - first, ROWS, registers, VECTORS => tile.add::<P, ROWS, VECTORS>(all));
         }
     }
     let rest = all.len % lanes;

@@ -2,7 +2,7 @@
 
 use super::super::isa::{Isa, Kind};
 use super::super::simd::{MAX_LANES, Scalar, Simd};
-use super::Lists;
+use super::{Lists, with_vectors};
 
 /// For every output row `i` and `j < width`: the sum over leaves, added as a perfect binary tree, of the sums from 0 of
 /// `factor * matrix[row * width + j]` over list `i * leaves + leaf`, in its order. No sum is -0 in the end.
@@ -79,23 +79,7 @@ unsafe fn columns<S: Simd>(all: &mut LeafCombinations<'_>) -> bool {
     for tile in 0..tiles {
         let (first, end) = (vectors * tile / tiles, vectors * (tile + 1) / tiles);
         // SAFETY: these vectors are inside the rows.
-        finite &= unsafe {
-            match end - first {
-                1 => tree::<S, 1>(all, first * S::LANES),
-                2 => tree::<S, 2>(all, first * S::LANES),
-                3 => tree::<S, 3>(all, first * S::LANES),
-                4 => tree::<S, 4>(all, first * S::LANES),
-                5 => tree::<S, 5>(all, first * S::LANES),
-                6 => tree::<S, 6>(all, first * S::LANES),
-                7 if 14 <= S::SUMS => tree::<S, 7>(all, first * S::LANES),
-                8 if 16 <= S::SUMS => tree::<S, 8>(all, first * S::LANES),
-                9 if 18 <= S::SUMS => tree::<S, 9>(all, first * S::LANES),
-                10 if 20 <= S::SUMS => tree::<S, 10>(all, first * S::LANES),
-                11 if 22 <= S::SUMS => tree::<S, 11>(all, first * S::LANES),
-                12 if 24 <= S::SUMS => tree::<S, 12>(all, first * S::LANES),
-                _ => unreachable!("a tile has its sums in registers"),
-            }
-        };
+        finite &= unsafe { with_vectors!(end - first, 2, S::SUMS, V => tree::<S, V>(all, first * S::LANES)) };
     }
     finite
 }
