@@ -174,7 +174,7 @@ fn a_convolutional_model_with_many_channels() {
 }
 
 /// Layers that leave out products with zeros: a padded convolution before a max pooling, and a transposed one after a relu.
-const SPARSE: &str = include_str!("golden/sparse.toml");
+const SPARSE: &str = include_str!("support/sparse.toml");
 
 /// Numerics version 2 had this hash, too.
 #[test]

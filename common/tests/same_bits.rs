@@ -131,7 +131,7 @@ fn small_article() -> ModelSpec {
 
 /// Pooling and relu where products with zeros are left out.
 fn sparse() -> ModelSpec {
-    file(include_str!("golden/sparse.toml"))
+    file(include_str!("support/sparse.toml"))
 }
 
 fn self_test() -> ModelSpec {

@@ -110,7 +110,8 @@ impl Isa {
     }
 
     /// Whether products that load an operand for each multiply-add are slow beside those that load it for several: as on Intel's
-    /// processors, which begin 1.3 of the former in a cycle, and two of the latter. That is a matter of speed alone.
+    /// processors, which begin 1.3 of the former in a cycle, and up to two of the latter. A Zen 5 is taken for one of these, too, which
+    /// nobody has measured. That is a matter of speed alone.
     pub fn is_bound_by_loads(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
