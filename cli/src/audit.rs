@@ -256,7 +256,7 @@ impl<'a> From<&'a Proof> for Report<'a> {
 mod tests {
     use std::num::NonZeroU32;
 
-    use lockstep_common::kernel::Precision;
+    use lockstep_common::kernel::{Compute, Precision};
     use lockstep_common::ledger::{Chain, Contribution, Header, Record};
     use lockstep_common::model::preset;
     use lockstep_common::nn::initial_parameters;
@@ -344,7 +344,7 @@ mod tests {
             shards: 4,
             batch_size: 8,
             seed: 5,
-            compute: Precision::F32,
+            compute: Compute::F32,
             wire: Precision::F32,
             model: "conv".to_owned(),
             parameters: 1,

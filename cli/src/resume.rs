@@ -84,7 +84,7 @@ impl Begun {
         let refuse = |reason: String| usage(anyhow!("cannot resume {}: {reason}", self.directory.display()));
         match (self.checkpoint, now.initial) {
             (Some(checkpoint), _) => {
-                let arithmetic = Arithmetic { isa: now.isa, precision: now.spec.precision.compute };
+                let arithmetic = Arithmetic { isa: now.isa, compute: now.spec.precision.compute };
                 resume::check(&checkpoint.state, now.spec, now.data, fingerprint(arithmetic)).map_err(refuse)?;
                 Ok(Origin::Checkpoint(Box::new(checkpoint)))
             }

@@ -10,7 +10,7 @@ use clap::Args;
 use lockstep_common::config::{DataFacts, ModelChoice, RunConfig, RunSpec};
 use lockstep_common::data::Dataset;
 use lockstep_common::files;
-use lockstep_common::kernel::{Isa, Precision};
+use lockstep_common::kernel::{Compute, Isa, Precision};
 use lockstep_common::model::Layout;
 use lockstep_common::model_file;
 use lockstep_common::nn::{Loss, initial_parameters};
@@ -75,10 +75,11 @@ pub(crate) struct RunArgs {
     /// Adam's step size
     #[arg(long, value_name = "RATE")]
     learning_rate: Option<f64>,
-    /// What product-sums are computed from: f32, or bf16, which rounds activations, weights and derivatives to bfloat16.
-    /// Sums and parameters stay f32. Faster where AVX-512 multiplies bfloat16 at twice the speed; another result
+    /// What product-sums are computed from: f32, or bf16 or bf16-amx, which round activations, weights and derivatives to
+    /// bfloat16. Sums and parameters stay f32. bf16 is faster where AVX-512 multiplies bfloat16 at twice the speed (AMD since Zen
+    /// 4), bf16-amx where there is AMX (Intel since Sapphire Rapids); each has another result
     #[arg(long, value_name = "PRECISION")]
-    compute: Option<Precision>,
+    compute: Option<Compute>,
     /// What travels between hosts: f32, or bf16, which is half as much. Every node of the reduction tree, and the parameters
     /// that workers compute with, are rounded to it; another result
     #[arg(long, value_name = "PRECISION")]

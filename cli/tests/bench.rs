@@ -99,7 +99,7 @@ fn what_cannot_be_measured_is_the_users_to_mend() {
         (["--shards", "512"], "--shards is 512; it must be a power of two, at most --batch-size 256"),
         (["--shards", "3"], "--shards is 3"),
         (["--parts", "nonsense"], "possible values: "),
-        (["--compute", "f16"], "precision \"f16\" is neither f32 nor bf16"),
+        (["--compute", "f16"], "precision \"f16\" is none of f32, bf16, bf16-amx"),
     ] {
         let error = place.run(&["bench", arguments[0], arguments[1]]).expect_code(2).stderr;
         assert!(error.contains(expected), "{error}");

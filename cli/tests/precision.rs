@@ -5,7 +5,7 @@ mod support;
 use support::{CONV, Place};
 
 /// Scenario: a small convolutional model is trained on the bundled images, in 32-bit floats from five seeds, and from one
-/// of them in bfloat16, or with a wire in bfloat16, or both. Property: what rounding changes in the losses is less than
+/// of them in bfloat16, added either way, or with a wire in bfloat16, or both. Property: what rounding changes in the losses is less than
 /// what another seed changes.
 #[test]
 fn losses_in_bfloat16_are_within_the_spread_of_seeds() {
@@ -16,7 +16,12 @@ fn losses_in_bfloat16_are_within_the_spread_of_seeds() {
         ["train_loss", "val_loss"].map(|key| summary[key].as_f64().expect("a loss"))
     };
     let of_seeds = ["1", "2", "3", "4", "5"].map(|seed| losses(seed, &["--seed", seed]));
-    let ways = [&["--compute", "bf16"][..], &["--wire", "bf16"], &["--compute", "bf16", "--wire", "bf16"]];
+    let ways = [
+        &["--compute", "bf16"][..],
+        &["--compute", "bf16-amx"],
+        &["--wire", "bf16"],
+        &["--compute", "bf16", "--wire", "bf16"],
+    ];
     for (way, options) in ways.into_iter().enumerate() {
         let in_bfloat16 = losses(&format!("bf16-{way}"), &[&["--seed", "1"], options].concat());
         for (i, in_bfloat16) in in_bfloat16.into_iter().enumerate() {

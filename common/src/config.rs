@@ -498,7 +498,7 @@ mod tests {
         check(&["cluster.max_workers=2", "cluster.start_workers=3"], "max_workers is 2, but the run waits for 3");
         check(&["cluster.max_connections=0"], "max_connections is 0");
         check(&["checkpoint.keep=0"], "checkpoint.keep is 0; it must be at least 1");
-        check(&["precision.compute=f16"], "unknown variant `f16`, expected `f32` or `bf16`");
+        check(&["precision.compute=f16"], "unknown variant `f16`, expected one of `f32`, `bf16`, `bf16-amx`");
         check(&["epochs"], "expected KEY=VALUE");
         check(&["seed.x=1"], "seed");
         assert_eq!(resolve(&["epochs=2", "batch_size=256"]).unwrap().total_rounds(), 72);

@@ -5,7 +5,7 @@
 //! never mix its bits into a run.
 
 use crate::hash::{Digest, DigestBuilder};
-use crate::kernel::{AlignedFloats, Arithmetic, Isa, Precision, elementwise};
+use crate::kernel::{AlignedFloats, Arithmetic, Compute, Isa, elementwise};
 use crate::model::{Activation, ModelSpec};
 use crate::nn::{Loss, Network, Weights, ZeroProducts, initial_parameters};
 use crate::rng::{Purpose, Stream};
@@ -24,20 +24,23 @@ pub struct Fingerprints {
     pub f32: Digest,
     /// Of computing with operands that are rounded to bfloat16.
     pub bf16: Digest,
+    /// The same, with products that are added in blocks.
+    pub bf16_amx: Digest,
 }
 
 impl Fingerprints {
     /// Those of computing on `isa`.
     pub fn of(isa: Isa) -> Self {
-        let [f32, bf16] = [Precision::F32, Precision::Bf16].map(|precision| fingerprint(Arithmetic { isa, precision }));
-        Self { f32, bf16 }
+        let [f32, bf16, bf16_amx] = Compute::ALL.map(|compute| fingerprint(Arithmetic { isa, compute }));
+        Self { f32, bf16, bf16_amx }
     }
 
-    /// The one that workers of a run in that precision must have.
-    pub fn in_precision(&self, precision: Precision) -> Digest {
-        match precision {
-            Precision::F32 => self.f32,
-            Precision::Bf16 => self.bf16,
+    /// The one that workers of a run that computes so must have.
+    pub fn computing(&self, compute: Compute) -> Digest {
+        match compute {
+            Compute::F32 => self.f32,
+            Compute::Bf16 => self.bf16,
+            Compute::Bf16Amx => self.bf16_amx,
         }
     }
 }
@@ -100,9 +103,9 @@ mod tests {
     #[test]
     fn precisions_have_fingerprints_of_their_own() {
         let fingerprints = Fingerprints::of(Isa::best());
-        assert_ne!(fingerprints.f32, fingerprints.bf16);
-        assert_eq!(fingerprints.f32, fingerprint(Isa::best()));
-        let of = |precision| fingerprints.in_precision(precision);
-        assert_eq!([of(Precision::F32), of(Precision::Bf16)], [fingerprints.f32, fingerprints.bf16]);
+        let Fingerprints { f32, bf16, bf16_amx } = fingerprints;
+        assert!(f32 != bf16 && bf16 != bf16_amx && bf16_amx != f32, "{fingerprints:?}");
+        assert_eq!(f32, fingerprint(Isa::best()));
+        assert_eq!(Compute::ALL.map(|compute| fingerprints.computing(compute)), [f32, bf16, bf16_amx]);
     }
 }

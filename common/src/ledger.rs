@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use crate::config::{PrecisionConfig, RunSpec};
 use crate::hash::{Digest, DigestBuilder};
-use crate::kernel::Precision;
+use crate::kernel::{Compute, Precision};
 use crate::model::LayoutHash;
 use crate::protocol::{MemberId, parameters_digest};
 use crate::reduce::{NodeId, Tree};
@@ -46,11 +46,11 @@ pub struct Header {
     pub shards: u32,
     /// Whether samples are shuffled.
     pub shuffle: bool,
-    /// What the operands of product-sums were rounded to; not written for 32-bit floats.
-    #[serde(default, skip_serializing_if = "is_f32")]
-    pub compute: Precision,
+    /// What product-sums were computed from; not written for 32-bit floats.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub compute: Compute,
     /// What the gradients of tree nodes, and the parameters of workers, were rounded to; not written for 32-bit floats.
-    #[serde(default, skip_serializing_if = "is_f32")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub wire: Precision,
     /// Layout of the parameters.
     pub layout: LayoutHash,
@@ -69,7 +69,7 @@ impl Header {
             batch_size: schedule.batch_size,
             shards: schedule.tree.shards(),
             shuffle: schedule.shuffle,
-            compute: Precision::F32,
+            compute: Compute::F32,
             wire: Precision::F32,
             layout,
             initial_parameters,
@@ -89,8 +89,8 @@ impl Header {
     }
 }
 
-fn is_f32(precision: &Precision) -> bool {
-    *precision == Precision::F32
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A tree node that a member sent and the sum was made of.

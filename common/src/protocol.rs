@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::Dtype;
 use crate::fingerprint::Fingerprints;
 use crate::hash::Digest;
-use crate::kernel::Precision;
+use crate::kernel::{Compute, Precision};
 use crate::model::{LayoutHash, ModelSpec};
 use crate::nn::Loss;
 use crate::reduce::NodeId;
@@ -182,7 +182,7 @@ pub struct Job {
     /// Element type of the data set.
     pub dtype: Dtype,
     /// What the operands of product-sums are rounded to.
-    pub compute: Precision,
+    pub compute: Compute,
     /// What the gradients of tree nodes, and the parameters that workers compute with, are rounded to.
     pub wire: Precision,
 }

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::{Arithmetic, Precision, bf16, elementwise};
+use crate::kernel::{Isa, Precision, bf16, elementwise};
 
 /// A position in the reduction tree: level 0 holds the leaves, the root is the one node of the highest level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -119,8 +119,17 @@ impl Tree {
     }
 }
 
+/// How the gradients of nodes are added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeSums {
+    /// On which instruction set: a matter of speed.
+    pub isa: Isa,
+    /// What they are rounded to.
+    pub precision: Precision,
+}
+
 /// `left[i] += right[i]`: the gradient of a node from those of its children, rounded to what nodes are rounded to.
-pub fn add_nodes(sums: Arithmetic, left: &mut [f32], right: &[f32]) {
+pub fn add_nodes(sums: NodeSums, left: &mut [f32], right: &[f32]) {
     match sums.precision {
         Precision::F32 => elementwise::add(sums.isa, left, right),
         Precision::Bf16 => bf16::add_rounded(sums.isa, left, right),

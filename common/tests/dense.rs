@@ -1,12 +1,12 @@
 //! The products of dense layers against plain loops in the documented order, to the bit, for leaves of any sizes and any
 //! number of threads. No float outside an operand may matter or change. In bfloat16 operands are rounded first, and sums
-//! over samples take two at a time.
+//! over samples take two at a time; in blocks of pairs, if products are added as AMX adds them.
 
 use lockstep_common::kernel::bf16;
 use lockstep_common::kernel::contraction::{
     After, Crew, Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient, MAX_LEAVES, SparseOperand,
 };
-use lockstep_common::kernel::{Arithmetic, Isa, Precision};
+use lockstep_common::kernel::{Arithmetic, Compute, Isa, Precision};
 use lockstep_common::rng::{Purpose, Stream};
 
 /// A NaN that no arithmetic makes.
@@ -36,8 +36,23 @@ fn assert_same_bits(place: &str, got: &[f32], expected: &[f32]) {
     }
 }
 
+/// A sum of products, given as factors. In bfloat16 they come in pairs, the last one of an odd number with 0: 16 pairs are a block,
+/// whose first products make a chain, and its second ones.
+fn sum(compute: Compute, start: f32, factors: impl Iterator<Item = [f32; 2]>) -> f32 {
+    let chain = |sum: f32, [a, b]: [f32; 2]| a.mul_add(b, sum);
+    let sum = match compute {
+        Compute::F32 | Compute::Bf16 => factors.fold(start, chain),
+        Compute::Bf16Amx => factors.collect::<Vec<_>>().chunks(32).fold(start, |sum, block| {
+            let of = |first: usize| block.iter().skip(first).step_by(2).copied().fold(0.0, chain);
+            sum + (of(0) + of(1))
+        }),
+    };
+    sum + 0.0
+}
+
 /// `start(row, column)` plus the products `a(row, k) * b(k, column)` for ascending k.
 fn product(
+    compute: Compute,
     [rows, depth, columns]: [usize; 3],
     start: impl Fn(usize, usize) -> f32,
     a: impl Fn(usize, usize) -> f32,
@@ -45,7 +60,7 @@ fn product(
 ) -> Vec<f32> {
     let places = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
     places
-        .map(|(row, column)| (0..depth).fold(start(row, column), |sum, k| a(row, k).mul_add(b(k, column), sum)) + 0.0)
+        .map(|(row, column)| sum(compute, start(row, column), (0..depth).map(|k| [a(row, k), b(k, column)])))
         .collect()
 }
 
@@ -79,33 +94,41 @@ struct Case {
 }
 
 impl Case {
-    /// The order in which a leaf's rows, (sample, pixel), are summed: sample by sample, or two samples by two.
-    fn order(&self, samples: usize, precision: Precision) -> Vec<usize> {
-        let (pixels, together) = (self.shape.pixels, if precision == Precision::F32 { 1 } else { 2 });
+    /// The order in which a leaf's rows, (sample, pixel), are summed: sample by sample, or two samples by two, the last one of an
+    /// odd number with none.
+    fn order(&self, samples: usize, compute: Compute) -> Vec<Option<usize>> {
+        let (pixels, together) = (self.shape.pixels, if compute == Compute::F32 { 1 } else { 2 });
         let of_block = |first: usize| {
-            let place = move |pixel| (first..samples.min(first + together)).map(move |sample| sample * pixels + pixel);
-            (0..pixels).flat_map(place)
+            let row = move |sample: usize, pixel: usize| (sample < samples).then_some(sample * pixels + pixel);
+            (0..pixels).flat_map(move |pixel| (first..first + together).map(move |sample| row(sample, pixel)))
         };
         (0..samples).step_by(together).flat_map(of_block).collect()
     }
 
     /// The gradient of kernel and bias over one leaf, on top of `start`.
-    fn leaf_gradient(&self, input: &[f32], delta: &[f32], start: &[f32], precision: Precision) -> Vec<f32> {
+    fn leaf_gradient(&self, input: &[f32], delta: &[f32], start: &[f32], compute: Compute) -> Vec<f32> {
         let DenseShape { pixels, inputs, outputs } = self.shape;
-        let depth = delta.len() / outputs;
-        let order = self.order(depth / pixels, precision);
+        let order = self.order(delta.len() / outputs / pixels, compute);
+        let depth = order.len();
         let in_order = |values: &[f32], columns: usize| -> Vec<f32> {
-            order.iter().flat_map(|row| values[row * columns..][..columns].to_vec()).collect()
+            let of_row = |row: &Option<usize>| match row {
+                Some(row) => values[row * columns..][..columns].to_vec(),
+                None => vec![0.0; columns],
+            };
+            order.iter().flat_map(of_row).collect()
         };
         let (input, delta) = (in_order(input, inputs), in_order(delta, outputs));
         let kernel = product(
+            compute,
             [inputs, depth, outputs],
             |i, j| start[i * outputs + j],
             |i, k| input[k * inputs + i],
             |k, j| delta[k * outputs + j],
         );
-        let bias = (inputs * outputs..start.len())
-            .map(|place| delta.iter().skip(place % outputs).step_by(outputs).fold(start[place], |sum, d| sum + d));
+        // The weight of an input that is always 1.
+        let bias = (inputs * outputs..start.len()).map(|place| {
+            sum(compute, start[place], delta.iter().skip(place % outputs).step_by(outputs).map(|&d| [1.0, d]))
+        });
         kernel.iter().copied().chain(bias).collect()
     }
 
@@ -130,10 +153,10 @@ impl Case {
     }
 
     fn check(&self) {
-        Precision::ALL.into_iter().for_each(|precision| self.check_in(precision));
+        Compute::ALL.into_iter().for_each(|compute| self.check_in(compute));
     }
 
-    fn check_in(&self, precision: Precision) {
+    fn check_in(&self, compute: Compute) {
         let DenseShape { pixels, inputs, outputs } = self.shape;
         let samples: usize = self.leaves.iter().sum();
         let rows = samples * pixels;
@@ -141,7 +164,7 @@ impl Case {
         let (weights, bias) = (random(inputs * outputs, 3), random(outputs, 4));
         let bias = self.with_bias.then_some(&bias[..]);
         let given = (input.clone(), delta.clone(), weights.clone());
-        let round = |values: Vec<f32>| match precision {
+        let round = |values: Vec<f32>| match compute.operands() {
             Precision::F32 => values,
             Precision::Bf16 => values.into_iter().map(bf16::round).collect(),
         };
@@ -149,9 +172,15 @@ impl Case {
         let (outward, inward) = (random(rows * outputs, 5), random(rows * inputs, 6));
 
         let start = |_, j: usize| bias.map_or(0.0, |bias| bias[j]);
-        let sums =
-            product([rows, inputs, outputs], start, |i, k| input[i * inputs + k], |k, j| weights[k * outputs + j]);
+        let sums = product(
+            compute,
+            [rows, inputs, outputs],
+            start,
+            |i, k| input[i * inputs + k],
+            |k, j| weights[k * outputs + j],
+        );
         let back = product(
+            compute,
             [rows, outputs, inputs],
             |_, _| 0.0,
             |i, k| delta[i * outputs + k],
@@ -164,13 +193,13 @@ impl Case {
             let range = first..first + count * pixels;
             first = range.end;
             let input = &input[range.start * inputs..range.end * inputs];
-            self.leaf_gradient(input, &delta[range.start * outputs..range.end * outputs], &zero, precision)
+            self.leaf_gradient(input, &delta[range.start * outputs..range.end * outputs], &zero, compute)
         });
         let of_leaves: Vec<Vec<f32>> = of_leaves.collect();
         let gradient = Self::tree(of_leaves.clone(), |sum| sum);
         // A single leaf may not be whole.
         let rounded_gradient = if of_leaves.len() > 1 { Self::tree(of_leaves, bf16::round) } else { gradient.clone() };
-        let continued = self.leaf_gradient(&input, &delta, &before, precision);
+        let continued = self.leaf_gradient(&input, &delta, &before, compute);
         let (input, delta, weights) = given;
         // Everything up to here lies row by row.
         let weights = self.in_panels(&weights);
@@ -178,9 +207,9 @@ impl Case {
             [gradient, rounded_gradient, before, continued].map(|gradient| self.in_panels(&gradient));
 
         for isa in Isa::available() {
-            let place = format!("{self:?} in {precision} on {isa}");
+            let place = format!("{self:?} in {compute} on {isa}");
             // A plan may be for more samples than there are.
-            let plan = Dense::new(Arithmetic { isa, precision }, self.shape, samples + 1);
+            let plan = Dense::new(Arithmetic { isa, compute }, self.shape, samples + 1);
             let mut crew = Crew::new(self.threads, plan.crew());
             let blank = vec![CANARY; rows * outputs];
             for (after, expected) in [
@@ -203,7 +232,7 @@ impl Case {
 
             // To leave out zeros changes no bit.
             for sparse in SPARSE {
-                let plan = dense(Arithmetic { isa, precision }, self.shape, samples + 1, sparse);
+                let plan = dense(Arithmetic { isa, compute }, self.shape, samples + 1, sparse);
                 let mut crew = Crew::new(self.threads, plan.crew());
                 let place = format!("{sparse:?}, {place}");
                 let mut sum = |leaves: &[usize], before: &[f32], accumulate, nodes| {
@@ -269,7 +298,7 @@ fn work_that_threads_share() {
 fn lists_that_are_not_kept() {
     for (inputs, outputs) in [(3400, 3), (3, 3400)] {
         let shape = DenseShape { pixels: 1, inputs, outputs };
-        Case { shape, leaves: vec![300, 256], with_bias: true, threads: 1 }.check_in(Precision::F32);
+        Case { shape, leaves: vec![300, 256], with_bias: true, threads: 1 }.check_in(Compute::F32);
     }
 }
 

@@ -7,13 +7,13 @@ use std::num::NonZeroU32;
 
 use lockstep_common::fingerprint::{NUMERICS_VERSION, fingerprint};
 use lockstep_common::kernel::elementwise::{AdamSlices, SquareSum};
-use lockstep_common::kernel::{Arithmetic, Isa, Precision};
+use lockstep_common::kernel::{Arithmetic, Compute, Isa, Precision};
 use lockstep_common::model::{ModelSpec, ResolvedModel};
 use lockstep_common::nn::{
     Buffers, LeafSource, Loss, Network, NodeSum, Weights, ZeroProducts, initial_parameters, subtree,
 };
 use lockstep_common::optim::adam::{self, Adam, Moments};
-use lockstep_common::reduce::{Tree, add_nodes};
+use lockstep_common::reduce::{NodeSums, Tree, add_nodes};
 use lockstep_common::rng::{Purpose, Stream};
 use lockstep_common::shard::Schedule;
 
@@ -87,7 +87,7 @@ fn train(
         let root = schedule.tree.root();
         let sum = match workers {
             1 => sum(root),
-            2 => add(Arithmetic { isa, precision: nodes }, root.children().expect("a root of four leaves").map(sum)),
+            2 => add(NodeSums { isa, precision: nodes }, root.children().expect("a root of four leaves").map(sum)),
             _ => panic!("{workers} workers"),
         };
         let mut updated = vec![0.0; parameters.len()];
@@ -104,7 +104,7 @@ fn train(
     model.layout.sha256(&parameters)
 }
 
-fn add(sums: Arithmetic, [mut left, right]: [NodeSum; 2]) -> NodeSum {
+fn add(sums: NodeSums, [mut left, right]: [NodeSum; 2]) -> NodeSum {
     add_nodes(sums, &mut left.gradient, &right.gradient);
     NodeSum { gradient: left.gradient, loss: left.loss + right.loss, samples: left.samples + right.samples }
 }
@@ -112,17 +112,17 @@ fn add(sums: Arithmetic, [mut left, right]: [NodeSum; 2]) -> NodeSum {
 /// Scenario: the model is trained on every instruction set, by one worker and by two. Property: its parameters are the
 /// golden ones.
 fn check(text: &str, loss: Loss, golden: &str) {
-    check_in([Precision::F32; 2], text, loss, golden);
+    check_in((Compute::F32, Precision::F32), text, loss, golden);
 }
 
-/// With operands of product-sums, and nodes of the reduction tree, of these precisions.
-fn check_in([precision, nodes]: [Precision; 2], text: &str, loss: Loss, golden: &str) {
+/// With product-sums that are computed so, and nodes of the reduction tree of this precision.
+fn check_in((compute, nodes): (Compute, Precision), text: &str, loss: Loss, golden: &str) {
     let model = ModelSpec::from_toml(text).unwrap().resolve().unwrap();
     for isa in Isa::available() {
         for (workers, zero_products) in
             [(1, ZeroProducts::Taken), (1, ZeroProducts::LeftOut), (2, ZeroProducts::AsIsFaster)]
         {
-            let arithmetic = Arithmetic { isa, precision };
+            let arithmetic = Arithmetic { isa, compute };
             let got = train(&model, loss, arithmetic, nodes, (workers, zero_products));
             let name = &model.spec.name;
             assert_eq!(
@@ -200,7 +200,7 @@ fn the_self_test_model() {
 /// The same models from operands that are rounded to bfloat16.
 #[test]
 fn models_in_bfloat16() {
-    let check = |text, loss, golden| check_in([Precision::Bf16, Precision::F32], text, loss, golden);
+    let check = |text, loss, golden| check_in((Compute::Bf16, Precision::F32), text, loss, golden);
     check(DENSE, Loss::Mse, "63b642f92a658a58c0ea1dd530df1636dab3ef095838313ffdf9b1ea7572811e");
     check(
         include_str!("golden/article.toml"),
@@ -220,10 +220,33 @@ fn models_in_bfloat16() {
     );
 }
 
+/// The same, added in blocks, as AMX adds them.
+#[test]
+fn models_in_bfloat16_by_blocks() {
+    let check = |text, loss, golden| check_in((Compute::Bf16Amx, Precision::F32), text, loss, golden);
+    check(DENSE, Loss::Mse, "4c6a9c838e3cdb8936a970cd031911d539c1519197e5eac47988d98f6b7598ca");
+    check(
+        include_str!("golden/article.toml"),
+        Loss::Mse,
+        "11968594ad97dfab280feab497700a56cdb7687e28fbb758dba4948cf7010fba",
+    );
+    check(SPARSE, Loss::Mse, "97a2e71b8dcbf07a8b088b9dfab1fcbd2953caa255974991e41695bd76948051");
+    check(
+        include_str!("golden/wide_channels.toml"),
+        Loss::Mse,
+        "57c8fdf265c4bf1bf5fbf732128047999ebc074716ce6eb1f3881a6865e98f8a",
+    );
+    check(
+        include_str!("../models/self-test.toml"),
+        Loss::BinaryCrossentropy,
+        "61ddd92743d4d5a52a296b674e880c8801dae5018acd151ffa8653a56732a85e",
+    );
+}
+
 /// The same models with nodes of the reduction tree that are rounded to bfloat16.
 #[test]
 fn models_with_nodes_in_bfloat16() {
-    let check = |text, loss, golden| check_in([Precision::F32, Precision::Bf16], text, loss, golden);
+    let check = |text, loss, golden| check_in((Compute::F32, Precision::Bf16), text, loss, golden);
     check(DENSE, Loss::Mse, "0b653e2f017fd903843e30b66bd0cc7d339c155f552d105f5d15e7e7d77e75fe");
     check(
         include_str!("golden/article.toml"),
@@ -242,10 +265,15 @@ fn the_fingerprint() {
             "34c1ea94ac7aa1f4aa9acc716ef3ab2c",
             "on {isa}, NUMERICS_VERSION {NUMERICS_VERSION}. {ADVICE}"
         );
-        assert_eq!(
-            fingerprint(Arithmetic { isa, precision: Precision::Bf16 }).to_string(),
-            "9bcf6925949503556ff255b38a0aaca1",
-            "in bf16 on {isa}, NUMERICS_VERSION {NUMERICS_VERSION}. {ADVICE}"
-        );
+        for (compute, golden) in [
+            (Compute::Bf16, "9bcf6925949503556ff255b38a0aaca1"),
+            (Compute::Bf16Amx, "8252d56dd396558156acb921f005541e"),
+        ] {
+            assert_eq!(
+                fingerprint(Arithmetic { isa, compute }).to_string(),
+                golden,
+                "in {compute} on {isa}, NUMERICS_VERSION {NUMERICS_VERSION}. {ADVICE}"
+            );
+        }
     }
 }

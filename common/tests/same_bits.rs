@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lockstep_common::hash::Digest;
-use lockstep_common::kernel::{Arithmetic, Isa, Precision, bf16};
+use lockstep_common::kernel::{Arithmetic, Compute, Isa, Precision, bf16};
 use lockstep_common::model::{
     Activation, ConvSpec, LayerSpec, ModelSpec, Padding, Pair, PoolSpec, ResolvedModel, preset,
 };
@@ -13,7 +13,7 @@ use lockstep_common::nn::{
     Buffers, LeafSource, Loss, Network, NodeSum, Told, Weights, ZeroProducts, evaluate, initial_parameters, subtree,
     subtree_in_parts,
 };
-use lockstep_common::reduce::{NodeId, Tree, add_nodes};
+use lockstep_common::reduce::{NodeId, NodeSums, Tree, add_nodes};
 use lockstep_common::rng::{Purpose, Stream};
 use lockstep_common::shape::Shape;
 use lockstep_common::shared_memory::FloatBuffer;
@@ -85,16 +85,16 @@ impl Bits {
 /// The gradient of `samples` samples on every instruction set, and with every number of samples to a pass, is that of
 /// plain code which takes one sample after the other.
 fn check(subject: &Subject, leaf_sizes: &[usize], pass_sizes: &[usize]) {
-    Precision::ALL.into_iter().for_each(|precision| check_in(precision, subject, leaf_sizes, pass_sizes));
+    Compute::ALL.into_iter().for_each(|compute| check_in(compute, subject, leaf_sizes, pass_sizes));
 }
 
-fn check_in(precision: Precision, subject: &Subject, leaf_sizes: &[usize], pass_sizes: &[usize]) {
-    let scalar = Arithmetic { isa: Isa::SCALAR, precision };
+fn check_in(compute: Compute, subject: &Subject, leaf_sizes: &[usize], pass_sizes: &[usize]) {
+    let scalar = Arithmetic { isa: Isa::SCALAR, compute };
     let specification =
         Network::with_pass_samples(&subject.model, subject.loss, scalar, 1).with_zero_products(ZeroProducts::Taken);
     for &samples in leaf_sizes {
         let expected = subject.leaf(&specification, samples);
-        for arithmetic in available(precision) {
+        for arithmetic in available(compute) {
             let place = format!("{}: {samples} samples in {arithmetic}", subject.name());
             for &pass in pass_sizes {
                 let network = Network::with_pass_samples(&subject.model, subject.loss, arithmetic, pass);
@@ -108,12 +108,12 @@ fn check_in(precision: Precision, subject: &Subject, leaf_sizes: &[usize], pass_
     }
 }
 
-fn available(precision: Precision) -> impl Iterator<Item = Arithmetic> {
-    Isa::available().into_iter().map(move |isa| Arithmetic { isa, precision })
+fn available(compute: Compute) -> impl Iterator<Item = Arithmetic> {
+    Isa::available().into_iter().map(move |isa| Arithmetic { isa, compute })
 }
 
 fn all_arithmetics() -> impl Iterator<Item = Arithmetic> {
-    Precision::ALL.into_iter().flat_map(available)
+    Compute::ALL.into_iter().flat_map(available)
 }
 
 /// Leaf sizes around those of the passes.
@@ -316,7 +316,7 @@ fn subtrees_for_any_number_of_threads_and_any_split() {
             let leaves = Leaves(&subject);
             let buffers = Buffers::default();
             // By hand: leaf by leaf, node by node.
-            let sums = Arithmetic { isa: arithmetic.isa, precision: nodes };
+            let sums = NodeSums { isa: arithmetic.isa, precision: nodes };
             let expected = by_children(&network, sums, weights, tree.root(), &leaves);
             let bits = Bits::of_node(&expected);
             assert_eq!(expected.samples, (0..16).map(|leaf| leaves.samples(leaf)).sum::<u32>());
@@ -338,7 +338,7 @@ fn subtrees_for_any_number_of_threads_and_any_split() {
                 assert_eq!((evaluated.samples, evaluated.gradient.len()), (expected.samples, 0));
             }
             let of_first =
-                of_first_isa.entry((arithmetic.precision.name(), nodes.name())).or_insert(Bits::of_node(&expected));
+                of_first_isa.entry((arithmetic.compute.name(), nodes.name())).or_insert(Bits::of_node(&expected));
             assert_eq!(*of_first, bits, "{name}: {arithmetic}");
         }
     }
@@ -375,17 +375,20 @@ fn groups_of_leaves_are_sums_leaf_by_leaf() {
         let name = subject.name();
         let leaves = Leaves(&subject);
         // Rounded operands, rounded nodes, or neither.
-        let precisions =
-            [(Precision::F32, Precision::F32), (Precision::Bf16, Precision::F32), (Precision::F32, Precision::Bf16)];
-        for ((precision, nodes), shards) in precisions.into_iter().flat_map(|p| [1, 2, 8, 64].map(|shards| (p, shards)))
-        {
-            let scalar = Arithmetic { isa: Isa::SCALAR, precision };
+        let precisions = [
+            (Compute::F32, Precision::F32),
+            (Compute::Bf16, Precision::F32),
+            (Compute::Bf16Amx, Precision::F32),
+            (Compute::F32, Precision::Bf16),
+        ];
+        for ((compute, nodes), shards) in precisions.into_iter().flat_map(|p| [1, 2, 8, 64].map(|shards| (p, shards))) {
+            let scalar = Arithmetic { isa: Isa::SCALAR, compute };
             let specification = Network::with_pass_samples(&subject.model, subject.loss, scalar, 1);
             let root = Tree::over(shards).unwrap().root();
             let (gradient, loss) = leaf_by_leaf(&subject, &specification, nodes, root, &leaves);
             let expected = Bits::of(&gradient, loss);
             // Passes that hold all leaves, some of them, or less than one.
-            for (with, pass) in available(precision).flat_map(|with| [(with, 1000), (with, 16), (with, 2)]) {
+            for (with, pass) in available(compute).flat_map(|with| [(with, 1000), (with, 16), (with, 2)]) {
                 let network = Network::with_pass_samples(&subject.model, subject.loss, with, pass)
                     .with_nodes(nodes)
                     .with_zero_products(ZeroProducts::LeftOut);
@@ -468,13 +471,7 @@ fn leaf_by_leaf(
 }
 
 /// The sum of a node from its children's, which are computed apart, as by two workers.
-fn by_children(
-    network: &Network,
-    sums: Arithmetic,
-    weights: Weights<'_>,
-    node: NodeId,
-    leaves: &Leaves<'_>,
-) -> NodeSum {
+fn by_children(network: &Network, sums: NodeSums, weights: Weights<'_>, node: NodeId, leaves: &Leaves<'_>) -> NodeSum {
     let whole = subtree(network, weights, node, leaves, &Buffers::default());
     let Some([left, right]) = node.children() else { return whole };
     let mut left = by_children(network, sums, weights, left, leaves);
@@ -490,12 +487,14 @@ fn by_children(
 #[test]
 fn passes_in_bfloat16_have_even_numbers_of_samples() {
     let subject = Subject::new(&small_article(), Loss::Mse);
-    let pass = |precision, samples| {
-        let arithmetic = Arithmetic { isa: Isa::best(), precision };
+    let pass = |compute, samples| {
+        let arithmetic = Arithmetic { isa: Isa::best(), compute };
         Network::with_pass_samples(&subject.model, subject.loss, arithmetic, samples).pass_samples()
     };
-    assert_eq!([1, 2, 7].map(|samples| pass(Precision::F32, samples)), [1, 2, 7]);
-    assert_eq!([1, 2, 7].map(|samples| pass(Precision::Bf16, samples)), [2, 2, 8]);
+    assert_eq!([1, 2, 7].map(|samples| pass(Compute::F32, samples)), [1, 2, 7]);
+    for compute in [Compute::Bf16, Compute::Bf16Amx] {
+        assert_eq!([1, 2, 7].map(|samples| pass(compute, samples)), [2, 2, 8]);
+    }
 }
 
 /// Rounding changes the sums, but not by more than what 8 bits of significand leave open.
@@ -503,8 +502,8 @@ fn passes_in_bfloat16_have_even_numbers_of_samples() {
 fn sums_in_bfloat16_are_near_those_in_f32() {
     for spec in dense_models().into_iter().chain([small_article(), self_test()]) {
         let subject = Subject::new(&spec, Loss::Mse);
-        let gradient = |precision| {
-            let network = Network::new(&subject.model, subject.loss, Arithmetic { isa: Isa::best(), precision });
+        let gradient = |compute| {
+            let network = Network::new(&subject.model, subject.loss, Arithmetic { isa: Isa::best(), compute });
             let mut packed = vec![0.0; network.packed_len()];
             network.pack(&subject.parameters, &mut packed);
             let weights = Weights { parameters: &subject.parameters, packed: &packed };
@@ -513,14 +512,18 @@ fn sums_in_bfloat16_are_near_those_in_f32() {
             let loss = network.leaf_gradient(weights, 13, &write, &mut gradient, &mut network.workspace());
             (gradient, loss)
         };
-        let (exact, exact_loss) = gradient(Precision::F32);
-        let (rounded, rounded_loss) = gradient(Precision::Bf16);
-        let norm =
-            |values: &mut dyn Iterator<Item = f32>| values.map(|value| f64::from(value).powi(2)).sum::<f64>().sqrt();
-        let size = norm(&mut exact.iter().copied());
-        let error = norm(&mut exact.iter().zip(&rounded).map(|(exact, rounded)| exact - rounded)) / size;
-        assert!(error > 1e-5 && error < 0.05, "{}: the gradient differs by {error:e} of its size", subject.name());
-        let error = (rounded_loss / exact_loss - 1.0).abs();
-        assert!(error < 0.01, "{}: the loss differs by {error:e}", subject.name());
+        let (exact, exact_loss) = gradient(Compute::F32);
+        for compute in [Compute::Bf16, Compute::Bf16Amx] {
+            let (rounded, rounded_loss) = gradient(compute);
+            let norm = |values: &mut dyn Iterator<Item = f32>| {
+                values.map(|value| f64::from(value).powi(2)).sum::<f64>().sqrt()
+            };
+            let size = norm(&mut exact.iter().copied());
+            let error = norm(&mut exact.iter().zip(&rounded).map(|(exact, rounded)| exact - rounded)) / size;
+            let place = format!("{} in {compute}", subject.name());
+            assert!(error > 1e-5 && error < 0.05, "{place}: the gradient differs by {error:e} of its size");
+            let error = (rounded_loss / exact_loss - 1.0).abs();
+            assert!(error < 0.01, "{place}: the loss differs by {error:e}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use lockstep_common::kernel::{Arithmetic, Isa, Precision};
+use lockstep_common::kernel::{Arithmetic, Compute, Isa};
 use lockstep_common::model;
 use lockstep_common::nn::{
     Buffers, LeafSource, Loss, Network, Weights, ZeroProducts, evaluate, initial_parameters, subtree,
@@ -59,11 +59,9 @@ impl LeafSource for Alike {
 fn rounds_after_the_first_ask_for_no_memory() {
     let tree = Tree::over(4).expect("a power of two");
     let presets = ["conv", "article", "dense"];
-    for (preset, precision) in
-        presets.into_iter().flat_map(|preset| Precision::ALL.map(|precision| (preset, precision)))
-    {
+    for (preset, compute) in presets.into_iter().flat_map(|preset| Compute::ALL.map(|compute| (preset, compute))) {
         let model = model::preset(preset).expect("a preset").resolve().expect("a valid model");
-        let network = Network::new(&model, Loss::Mse, Arithmetic { isa: Isa::best(), precision })
+        let network = Network::new(&model, Loss::Mse, Arithmetic { isa: Isa::best(), compute })
             .with_zero_products(ZeroProducts::LeftOut);
         let parameters = initial_parameters(&model.layout, 1);
         let mut packed = vec![0.0; network.packed_len()];
@@ -85,7 +83,7 @@ fn rounds_after_the_first_ask_for_no_memory() {
                 assert_eq!(round(tree.root()), first);
             }
             let asked = CALLS.load(Ordering::Relaxed) - before;
-            assert_eq!(asked, 0, "{preset} in {precision}: memory was asked for {asked} times in three rounds");
+            assert_eq!(asked, 0, "{preset} in {compute}: memory was asked for {asked} times in three rounds");
         });
     }
 }

@@ -17,13 +17,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lockstep_common::hash::Digest;
+use lockstep_common::kernel::Precision;
 use lockstep_common::kernel::elementwise::AdamStep;
-use lockstep_common::kernel::{Arithmetic, Precision};
 use lockstep_common::optim::Adam;
 use lockstep_common::optim::adam::Moments;
 use lockstep_common::progress::Aggregation;
 use lockstep_common::protocol::{CHUNK_FLOATS, MemberId, NodeChunk, chunks, combine_chunk_digests, parameters_digest};
-use lockstep_common::reduce::{NodeId, Reduction, Tree};
+use lockstep_common::reduce::{NodeId, NodeSums, Reduction, Tree};
 use lockstep_common::shared_memory::{FloatBuffer, Region};
 use lockstep_proto::chunk::{to_bytes, to_halves};
 use rayon::prelude::*;
@@ -77,7 +77,7 @@ pub struct Aggregator {
     tree: Tree,
     adam: Adam,
     /// What sums and steps are computed on, and what sums are rounded to.
-    sums: Arithmetic,
+    sums: NodeSums,
     parameters: Arc<FloatBuffer>,
     /// The next version in the making; there is one from a round's first update on, when workers have let go of the
     /// version before the current one. The first one's memory is taken while workers are not done with the first round.
@@ -103,7 +103,7 @@ impl Aggregator {
     pub fn new(
         tree: Tree,
         adam: Adam,
-        sums: Arithmetic,
+        sums: NodeSums,
         start: Start,
         snapshots: Snapshots,
         region: Option<Arc<Region>>,
@@ -443,10 +443,10 @@ mod tests {
     }
 
     fn bench(parameters: Vec<f32>) -> Bench {
-        bench_with(Isa::SCALAR.into(), parameters)
+        bench_with(NodeSums { isa: Isa::SCALAR, precision: Precision::F32 }, parameters)
     }
 
-    fn bench_with(sums: Arithmetic, parameters: Vec<f32>) -> Bench {
+    fn bench_with(sums: NodeSums, parameters: Vec<f32>) -> Bench {
         let directory = tempfile::tempdir().unwrap();
         let (troubles, _) = std::sync::mpsc::channel();
         let (settled, _) = mpsc::unbounded_channel();
@@ -496,7 +496,7 @@ mod tests {
     #[test]
     fn sums_are_rounded_to_what_nodes_are() {
         let norm = |precision| {
-            let mut bench = bench_with(Arithmetic { isa: Isa::SCALAR, precision }, vec![0.0]);
+            let mut bench = bench_with(NodeSums { isa: Isa::SCALAR, precision }, vec![0.0]);
             bench.begin(0, 1, false);
             bench.leaf(0, 1, 0, 1.0, vec![256.0]);
             let reports = bench.leaf(0, 2, 1, 1.0, vec![3.0]);

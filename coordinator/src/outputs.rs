@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use lockstep_common::config::RunSpec;
 use lockstep_common::files;
-use lockstep_common::kernel::Precision;
+use lockstep_common::kernel::{Compute, Precision};
 use lockstep_common::model_file::{ModelFileError, TrainedModel};
 use serde::{Deserialize, Serialize};
 
@@ -50,7 +50,7 @@ pub struct Summary {
     pub seed: u64,
     /// What the operands of product-sums were rounded to.
     #[serde(default)]
-    pub compute: Precision,
+    pub compute: Compute,
     /// What the gradients of tree nodes, and the parameters of workers, were rounded to.
     #[serde(default)]
     pub wire: Precision,

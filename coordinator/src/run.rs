@@ -14,6 +14,7 @@ use lockstep_common::hash::Digest;
 use lockstep_common::kernel::{Arithmetic, Isa};
 use lockstep_common::ledger::Header;
 use lockstep_common::placement::PlacedData;
+use lockstep_common::reduce::NodeSums;
 use lockstep_common::shared_memory::{Access, Region};
 use tokio::sync::mpsc;
 use tracing::debug;
@@ -191,7 +192,7 @@ impl Coordinator {
     /// [`StartError`] when a file or a thread cannot be made.
     pub fn start(config: CoordinatorConfig) -> Result<Self, StartError> {
         let CoordinatorConfig { spec, data, origin, directory, config, isa, remote_workers, comes_back } = config;
-        let fingerprint = fingerprint(Arithmetic { isa, precision: spec.precision.compute });
+        let fingerprint = fingerprint(Arithmetic { isa, compute: spec.precision.compute });
         let machine_config =
             MachineConfig { spec: spec.clone(), version: env!("CARGO_PKG_VERSION").to_owned(), fingerprint };
         let hub = Arc::new(Hub::new(&spec, directory.join(EVENTS_FILE)));
@@ -223,7 +224,7 @@ impl Coordinator {
         let region = (remote_workers && spec.shared_memory).then(|| shared_versions(parameters.len())).flatten();
         let (report, reports) = mpsc::unbounded_channel();
         let tree = spec.schedule.tree;
-        let sums = Arithmetic { isa, precision: spec.precision.wire };
+        let sums = NodeSums { isa, precision: spec.precision.wire };
         let aggregator = Aggregator::new(tree, spec.optimizer, sums, tensors, snapshots, region.clone(), report);
         let (to_aggregator, aggregator_inbox) = mpsc::channel::<ToAggregator>(AGGREGATOR_DEPTH);
         std::thread::Builder::new()

@@ -14,7 +14,7 @@ use lockstep_common::config::{DataFacts, NonFiniteAction, NonFiniteConfig, RunCo
 use lockstep_common::data::Dtype;
 use lockstep_common::fingerprint::Fingerprints;
 use lockstep_common::hash::Digest;
-use lockstep_common::kernel::Precision;
+use lockstep_common::kernel::Compute;
 use lockstep_common::ledger::Record;
 use lockstep_common::model;
 use lockstep_common::progress::{Aggregation, Event as Progressed};
@@ -286,7 +286,7 @@ impl World {
             process,
             name: format!("p{process}"),
             version: "1".into(),
-            fingerprints: Fingerprints { f32: Digest(1), bf16: Digest(2) },
+            fingerprints: Fingerprints { f32: Digest(1), ..Fingerprints::default() },
             threads: 1 + self.random.below(3),
             isa: "scalar".into(),
         };
@@ -581,10 +581,10 @@ fn a_stop_during_an_inspection_leaves_the_round_to_be_done_again() {
 /// Scenario: a worker joins a run in bfloat16. Property: its fingerprint in that precision counts, and no other.
 #[test]
 fn a_run_in_bfloat16_compares_fingerprints_in_bfloat16() {
-    let mut spec = spec(64, 0, 16, 4, 1);
-    spec.precision.compute = Precision::Bf16;
-    let config = MachineConfig { spec, version: "1".into(), fingerprint: Digest(1) };
-    let refused = |fingerprints| {
+    let refused = |compute, fingerprints| {
+        let mut spec = spec(64, 0, 16, 4, 1);
+        spec.precision.compute = compute;
+        let config = MachineConfig { spec, version: "1".into(), fingerprint: Digest(1) };
         let request = JoinRequest {
             process: 7,
             name: "x".into(),
@@ -594,11 +594,14 @@ fn a_run_in_bfloat16_compares_fingerprints_in_bfloat16() {
             isa: "scalar".into(),
         };
         let event = Event::Join { connection: ConnectionId(1), request };
-        let effects = Machine::new(config.clone()).step(Duration::ZERO, event).unwrap();
+        let effects = Machine::new(config).step(Duration::ZERO, event).unwrap();
         effects.iter().any(|effect| matches!(effect, Effect::Refuse(_, Refusal::Fingerprint { .. })))
     };
-    assert!(refused(Fingerprints { f32: Digest(1), bf16: Digest(2) }));
-    assert!(!refused(Fingerprints { f32: Digest(2), bf16: Digest(1) }));
+    let [right, wrong] = [1, 2].map(Digest);
+    assert!(refused(Compute::Bf16, Fingerprints { f32: right, bf16: wrong, bf16_amx: right }));
+    assert!(!refused(Compute::Bf16, Fingerprints { f32: wrong, bf16: right, bf16_amx: wrong }));
+    assert!(refused(Compute::Bf16Amx, Fingerprints { f32: right, bf16: right, bf16_amx: wrong }));
+    assert!(!refused(Compute::Bf16Amx, Fingerprints { f32: wrong, bf16: wrong, bf16_amx: right }));
 }
 
 #[test]
@@ -609,7 +612,7 @@ fn wrong_versions_fingerprints_and_samples_are_refused_or_evicted() {
         process: 7,
         name: "x".into(),
         version: version.into(),
-        fingerprints: Fingerprints { f32, bf16: Digest(2) },
+        fingerprints: Fingerprints { f32, ..Fingerprints::default() },
         threads: 1,
         isa: "scalar".into(),
     };
@@ -645,7 +648,7 @@ fn a_full_run_lets_in_nobody_but_those_that_come_back() {
             process,
             name: format!("p{process}"),
             version: "1".into(),
-            fingerprints: Fingerprints { f32: Digest(1), bf16: Digest(2) },
+            fingerprints: Fingerprints { f32: Digest(1), ..Fingerprints::default() },
             threads: 1,
             isa: "scalar".into(),
         };

@@ -13,7 +13,7 @@ use lockstep_common::checkpoint::format;
 use lockstep_common::config::{DataFacts, RunConfig};
 use lockstep_common::data::{DataError, Dataset, Dtype, idx, npy, npz};
 use lockstep_common::hash::{Digest, DigestBuilder};
-use lockstep_common::kernel::{Isa, Precision};
+use lockstep_common::kernel::{Compute, Isa, Precision};
 use lockstep_common::ledger;
 use lockstep_common::model::ModelSpec;
 use lockstep_common::model_file::TrainedModel;
@@ -275,7 +275,7 @@ pub fn job() -> Job {
         validation_samples: 9,
         sample_shape: Shape::new([3, 3]),
         dtype: Dtype::U8,
-        compute: Precision::Bf16,
+        compute: Compute::Bf16,
         wire: Precision::Bf16,
     }
 }

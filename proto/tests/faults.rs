@@ -45,7 +45,8 @@ fn down(message: session_response::Message) -> v1::SessionResponse {
 
 fn join() -> v1::Join {
     let digest = Bytes::from_static(&[7; 16]);
-    v1::Join { fingerprint: digest.clone(), bf16_fingerprint: digest, threads: 2, ..Default::default() }
+    let [fingerprint, bf16_fingerprint, bf16_amx_fingerprint] = [digest.clone(), digest.clone(), digest];
+    v1::Join { fingerprint, bf16_fingerprint, bf16_amx_fingerprint, threads: 2, ..Default::default() }
 }
 
 #[test]
@@ -59,6 +60,10 @@ fn joins() {
     check(
         up(Join(v1::Join { bf16_fingerprint: Bytes::new(), ..join() })),
         "Join.bf16_fingerprint: a digest has 16 bytes, not 0",
+    );
+    check(
+        up(Join(v1::Join { bf16_amx_fingerprint: Bytes::new(), ..join() })),
+        "Join.bf16_amx_fingerprint: a digest has 16 bytes, not 0",
     );
     check(up(Join(v1::Join { threads: 0, ..join() })), "Join.threads: is 0, but must be at least 1");
     check(up(Join(v1::Join { name: "x".repeat(16_385), ..join() })), "Join.name: 16385 is above 16384 bytes");

@@ -107,7 +107,7 @@ impl Engine {
         if worker != job.layout {
             return Err(EngineError::Layout { run: job.layout, worker });
         }
-        let network = Network::new(&model, job.loss, Arithmetic { isa, precision: job.compute }).with_nodes(job.wire);
+        let network = Network::new(&model, job.loss, Arithmetic { isa, compute: job.compute }).with_nodes(job.wire);
         let sends_ahead = matches!(handover, Handover::Sent) && network.parameters() > CHUNK_FLOATS;
         let region = match handover {
             Handover::Shared(region) => Some(region),

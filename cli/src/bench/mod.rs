@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use lockstep_common::config::{ModelChoice, RunConfig};
-use lockstep_common::kernel::{Arithmetic, Isa, Precision};
+use lockstep_common::kernel::{Arithmetic, Compute, Isa};
 use lockstep_common::model::ResolvedModel;
 use lockstep_common::nn::{Loss, Network};
 use lockstep_common::reduce::Tree;
@@ -52,9 +52,9 @@ pub(crate) struct BenchArgs {
     /// Measure rounds with so many worker processes, too
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     workers: Option<u32>,
-    /// What product-sums are computed from: f32 or bf16
+    /// What product-sums are computed from: f32, bf16 or bf16-amx
     #[arg(long = "compute", value_name = "PRECISION", default_value_t)]
-    precision: Precision,
+    precision: Compute,
     #[command(flatten)]
     compute: ComputeArgs,
     /// Spend a tenth of the time
@@ -117,7 +117,7 @@ impl Bench {
     }
 
     fn arithmetic(&self) -> Arithmetic {
-        Arithmetic { isa: self.args.compute.simd, precision: self.args.precision }
+        Arithmetic { isa: self.args.compute.simd, compute: self.args.precision }
     }
 
     fn measure(&self, models: &[ResolvedModel]) -> anyhow::Result<Report> {

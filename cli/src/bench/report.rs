@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use lockstep_common::kernel::Precision;
+use lockstep_common::kernel::Compute;
 use serde::{Deserialize, Serialize};
 
 use super::clock::Measure;
@@ -21,7 +21,7 @@ pub(super) struct Report {
     pub(super) version: String,
     pub(super) isa: String,
     /// What the operands of product-sums are rounded to.
-    pub(super) compute: Precision,
+    pub(super) compute: Compute,
     /// Both in words, and whether the instruction set has an instruction for it.
     pub(super) arithmetic: String,
     pub(super) threads: usize,

@@ -66,7 +66,7 @@ pub(super) fn measure(model: &ResolvedModel, setting: Setting) -> anyhow::Result
         .args(["--batch-size", &setting.batch.size.to_string()])
         .args(["--shards", &setting.batch.tree.shards().to_string()])
         .args(["--threads", &setting.threads.to_string(), "--simd", setting.arithmetic.isa.name()])
-        .args(["--compute", setting.arithmetic.precision.name()])
+        .args(["--compute", setting.arithmetic.compute.name()])
         .args(["--epochs", &u32::MAX.to_string(), "--max-rounds", &(WARM_UP + setting.rounds).to_string()])
         .arg("--model")
         .arg(&model_file)

@@ -51,6 +51,29 @@ impl Bf16Pair {
     }
 }
 
+/// The same, of a product-sum whose products are added in blocks, as AMX adds them: see `microkernel/blocks.rs`.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlockedPair(Bf16Pair);
+
+// SAFETY: the only field is a pair, for which all bits at 0 are a value.
+unsafe impl Zeroable for BlockedPair {}
+// SAFETY: `repr(transparent)` over a pair, which is plain old data.
+unsafe impl Pod for BlockedPair {}
+
+impl BlockedPair {
+    /// Two floats, rounded.
+    pub fn new(first: f32, second: f32) -> Self {
+        Self(Bf16Pair::new(first, second))
+    }
+
+    /// The pair.
+    #[inline(always)]
+    pub(super) fn pair(self) -> Bf16Pair {
+        self.0
+    }
+}
+
 const UPPER: u32 = 0xffff_0000;
 const MAGNITUDE: u32 = 0x7fff_ffff;
 const INFINITY: u32 = f32::INFINITY.to_bits();
@@ -133,6 +156,12 @@ per_isa! {
             // One long row.
             for (to, from) in to.iter_mut().zip(from[..rows * columns].as_chunks::<2>().0) {
                 *to = Bf16Pair::new(from[0], from[1]);
+            }
+            return;
+        }
+        if columns == stride && columns == 1 {
+            for (to, from) in to.iter_mut().zip(&from[..rows]) {
+                *to = Bf16Pair::new(*from, 0.0);
             }
             return;
         }

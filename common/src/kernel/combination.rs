@@ -8,7 +8,7 @@ pub(super) mod leaves;
 mod lists;
 
 use super::isa::{Isa, Kind};
-use super::products::{Element, Products, Vector};
+use super::products::{ChainElement, Products, Vector};
 use super::simd::{MAX_LANES, Scalar, Simd};
 
 pub(super) use lists::{Lists, ListsMut};
@@ -57,7 +57,7 @@ pub(super) fn sums_whole_threes(isa: Isa, len: usize) -> bool {
 /// For every list: `sums[target + s * sums_step + j] += factor * matrix[row + s * matrix_step + j]`, for the elements of the
 /// list in their order, all stretches `s < stretches`, and `j < len`.
 ///
-/// Rows, steps and lengths are counted in elements of the matrix, or sums. (Public, as what the sealed [`Element`] names must be.)
+/// Rows, steps and lengths are counted in elements of the matrix, or sums. (Public, as what the sealed [`ChainElement`] names must be.)
 pub struct Combinations<'a, E> {
     pub(super) lists: Lists<'a>,
     /// Where the sums of each list begin, in floats.
@@ -77,17 +77,17 @@ pub struct Combinations<'a, E> {
 /// # Safety
 /// There is a target for each list, ends ascend and the last one is no more than there are rows and factors; every element
 /// that is named above is readable, those of `sums` are writable by this call alone, and no element of `matrix` is among them.
-pub(super) unsafe fn run<E: Element>(isa: Isa, combinations: &Combinations<'_, E>) {
+pub(super) unsafe fn run<E: ChainElement>(isa: Isa, combinations: &Combinations<'_, E>) {
     // SAFETY: the caller's promises are the callee's.
     unsafe { E::combine(isa, combinations) }
 }
 
-/// What [`Element::combine`] does.
+/// What [`ChainElement::combine`] does.
 ///
 /// # Safety
 /// As for [`run`].
 #[inline(always)]
-pub(super) unsafe fn combine<E: Element>(isa: Isa, combinations: &Combinations<'_, E>) {
+pub(super) unsafe fn combine<E: ChainElement>(isa: Isa, combinations: &Combinations<'_, E>) {
     match isa.kind() {
         // SAFETY: the caller's promises are the callee's.
         Kind::Scalar => unsafe { all::<E::On<Scalar>>(combinations) },
@@ -108,21 +108,21 @@ pub(super) unsafe fn combine<E: Element>(isa: Isa, combinations: &Combinations<'
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<E: Element>(combinations: &Combinations<'_, E>) {
+unsafe fn avx2<E: ChainElement>(combinations: &Combinations<'_, E>) {
     // SAFETY: the caller's promises are the callee's.
     unsafe { all::<E::On<super::simd::x86::Avx2>>(combinations) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn avx512<E: Element>(combinations: &Combinations<'_, E>) {
+unsafe fn avx512<E: ChainElement>(combinations: &Combinations<'_, E>) {
     // SAFETY: the caller's promises are the callee's.
     unsafe { all::<E::On<super::simd::x86::Avx512>>(combinations) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-unsafe fn avx512_by_instruction<E: Element>(combinations: &Combinations<'_, E>) {
+unsafe fn avx512_by_instruction<E: ChainElement>(combinations: &Combinations<'_, E>) {
     // SAFETY: the caller's promises are the callee's.
     unsafe { all::<E::ByInstruction>(combinations) }
 }

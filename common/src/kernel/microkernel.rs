@@ -9,12 +9,17 @@
 //! What is said here of products of floats holds for pairs of bfloat16 numbers too ([`Element`]), whose product is a sum
 //! of two: the summed index goes through pairs.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+mod blocks;
 mod tile;
 mod tree;
 
+pub(super) use blocks::{PAIRS as BLOCK_PAIRS, compute_in_blocks};
+
 use super::ahead::{Ahead, Fetching};
 use super::isa::{Isa, Kind};
-use super::products::{Element, Products};
+use super::products::{ChainElement, Element, Products};
 use super::simd::{Scalar, Simd};
 
 /// Where a row of outputs finds its first operand, and where it goes.
@@ -35,6 +40,14 @@ pub(super) struct Run {
     pub b: u32,
     /// Number of products.
     pub depth: u32,
+    /// Products of a *line*, of which the depth is a multiple: where products are added in blocks, no block goes beyond it.
+    /// Elsewhere nobody looks.
+    pub line: u32,
+}
+
+impl Run {
+    /// The line of a segment that is one stretch, and one line.
+    pub(super) const WHOLE: u32 = u32::MAX;
 }
 
 /// What an output is before the first product.
@@ -141,6 +154,15 @@ const PIECE: usize = 16;
 pub(super) const MAX_SEGMENTS: usize = 1 << MAX_LEVELS;
 const MAX_LEVELS: usize = 8;
 
+/// Whether the instruction set has tiles of registers that can be used for products that are added in blocks.
+pub(super) fn has_tiles(isa: Isa) -> bool {
+    match isa.kind() {
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 => amx::is_usable(),
+        _ => false,
+    }
+}
+
 /// The narrowest panel that holds `columns` columns.
 pub(super) fn panel_width(isa: Isa, columns: usize) -> usize {
     let widths = panel_widths(isa);
@@ -163,7 +185,7 @@ pub(super) unsafe fn run<E: Element>(isa: Isa, block: &Block<'_, E>) -> bool {
 /// # Safety
 /// As for [`run`].
 #[inline(always)]
-pub(super) unsafe fn compute<E: Element>(isa: Isa, block: &Block<'_, E>) -> bool {
+pub(super) unsafe fn compute<E: ChainElement>(isa: Isa, block: &Block<'_, E>) -> bool {
     let is_tree = block.segments.len() > 1;
     match isa.kind() {
         // SAFETY: the caller's promises are the callee's.
@@ -195,7 +217,7 @@ pub(super) unsafe fn compute<E: Element>(isa: Isa, block: &Block<'_, E>) -> bool
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<E: Element>(block: &Block<'_, E>) -> bool {
+unsafe fn avx2<E: ChainElement>(block: &Block<'_, E>) -> bool {
     use super::simd::x86::Avx2;
     // SAFETY: the caller's promises are the callee's.
     unsafe {
@@ -210,14 +232,14 @@ unsafe fn avx2<E: Element>(block: &Block<'_, E>) -> bool {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn avx512<E: Element>(block: &Block<'_, E>, in_halves: bool) -> bool {
+unsafe fn avx512<E: ChainElement>(block: &Block<'_, E>, in_halves: bool) -> bool {
     // SAFETY: the caller's promises are the callee's.
     unsafe { tiles_of_avx512::<E::On<super::simd::x86::Avx512>>(block, in_halves) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-unsafe fn avx512_by_instruction<E: Element>(block: &Block<'_, E>, in_halves: bool) -> bool {
+unsafe fn avx512_by_instruction<E: ChainElement>(block: &Block<'_, E>, in_halves: bool) -> bool {
     // SAFETY: the caller's promises are the callee's.
     unsafe { tiles_of_avx512::<E::ByInstruction>(block, in_halves) }
 }
@@ -369,7 +391,7 @@ mod tests {
         let mut stream = Stream::new(2, Purpose::SelfTest, 0, 0);
         let mut random = |_| stream.uniform() * 2.0 - 1.0;
         let rows: Vec<Row> = (0..ROWS).map(|i| Row { a: (i * DEPTH) as u32, c: (i * WIDTH) as u32 }).collect();
-        let runs = [Run { a: 0, b: 0, depth: DEPTH as u32 }];
+        let runs = [Run { a: 0, b: 0, depth: DEPTH as u32, line: DEPTH as u32 }];
         let bias: Vec<f32> = (0..WIDTH).map(&mut random).collect();
         let mut pairs =
             |len: usize| -> Vec<Bf16Pair> { (0..len).map(|i| Bf16Pair::new(random(i), random(i))).collect() };
@@ -404,7 +426,7 @@ mod tests {
         let mut random = |len: usize| (0..len).map(|_| stream.uniform() * 2.0 - 1.0).collect::<Vec<_>>();
         let (mut a, b) = (random(ROWS * depth), random(WIDTH * depth));
         let rows: Vec<Row> = (0..ROWS).map(|i| Row { a: i as u32, c: (i * WIDTH) as u32 }).collect();
-        let runs = [Run { a: 0, b: 0, depth: 1 }];
+        let runs = [Run { a: 0, b: 0, depth: 1, line: Run::WHOLE }];
         for columns in 1..=WIDTH {
             let levels = 1 + columns % 4;
             let rounded_on = Some(isa).filter(|_| columns % 2 == 0);

@@ -28,5 +28,5 @@ pub mod transpose;
 
 pub use aligned::AlignedFloats;
 pub use isa::{Isa, UnknownIsa};
-pub use precision::{Arithmetic, Precision, UnknownPrecision};
-pub use products::Element;
+pub use precision::{Arithmetic, Compute, Precision, UnknownPrecision};
+pub use products::{ChainElement, Element};

@@ -5,7 +5,7 @@
 
 use std::marker::PhantomData;
 
-use super::bf16::{self, Bf16Pair};
+use super::bf16::{self, Bf16Pair, BlockedPair};
 use super::combination::{self, Combinations};
 use super::isa::Isa;
 use super::microkernel::{self, Block};
@@ -273,8 +273,8 @@ mod check {
     }
 }
 
-/// What the operands of product-sums are made of: `f32` or [`Bf16Pair`]. Nobody else can implement it, because what it
-/// names is private.
+/// What the operands of product-sums are made of: `f32`, [`Bf16Pair`] or [`BlockedPair`]. Nobody else can implement it, because
+/// what it names is private.
 pub trait Element: bytemuck::Pod + Send + Sync {
     /// The bits of an element's word that are all 0 if, and only if, it is 0.
     #[doc(hidden)]
@@ -287,16 +287,6 @@ pub trait Element: bytemuck::Pod + Send + Sync {
     #[doc(hidden)]
     fn start(bias: f32) -> f32;
 
-    /// How they are multiplied on any instruction set.
-    type On<S: Simd>: Products<Sums = S, Element = Self>;
-    /// How they are multiplied by AVX-512 with instructions for them, if they have some.
-    #[cfg(target_arch = "x86_64")]
-    type ByInstruction: Products<Sums = super::simd::x86::Avx512, Element = Self>;
-
-    /// Whether there are such instructions, and they give the right bits.
-    #[cfg(target_arch = "x86_64")]
-    fn has_instruction() -> bool;
-
     /// Computes a block. An implementation is no generic function, so that all its tiles are compiled with this crate, and not
     /// again with each that uses a plan.
     ///
@@ -304,6 +294,22 @@ pub trait Element: bytemuck::Pod + Send + Sync {
     /// As for the microkernel's `run`.
     #[doc(hidden)]
     unsafe fn compute(isa: Isa, block: &Block<'_, Self>) -> bool;
+}
+
+/// Elements whose products are added one by one, so that those with 0 can be left out.
+pub trait ChainElement: Element {
+    /// How they are multiplied on any instruction set.
+    #[doc(hidden)]
+    type On<S: Simd>: Products<Sums = S, Element = Self>;
+    /// How they are multiplied by AVX-512 with instructions for them, if they have some.
+    #[doc(hidden)]
+    #[cfg(target_arch = "x86_64")]
+    type ByInstruction: Products<Sums = super::simd::x86::Avx512, Element = Self>;
+
+    /// Whether there are such instructions, and they give the right bits.
+    #[doc(hidden)]
+    #[cfg(target_arch = "x86_64")]
+    fn has_instruction() -> bool;
 
     /// Adds up combinations; as [`Element::compute`].
     ///
@@ -326,6 +332,13 @@ impl Element for f32 {
         bias
     }
 
+    unsafe fn compute(isa: Isa, block: &Block<'_, Self>) -> bool {
+        // SAFETY: the caller's promises are the callee's.
+        unsafe { microkernel::compute(isa, block) }
+    }
+}
+
+impl ChainElement for f32 {
     type On<S: Simd> = Floats<S>;
     #[cfg(target_arch = "x86_64")]
     type ByInstruction = Floats<super::simd::x86::Avx512>;
@@ -334,11 +347,6 @@ impl Element for f32 {
     #[inline(always)]
     fn has_instruction() -> bool {
         false
-    }
-
-    unsafe fn compute(isa: Isa, block: &Block<'_, Self>) -> bool {
-        // SAFETY: the caller's promises are the callee's.
-        unsafe { microkernel::compute(isa, block) }
     }
 
     unsafe fn combine(isa: Isa, combinations: &Combinations<'_, Self>) {
@@ -360,6 +368,13 @@ impl Element for Bf16Pair {
         if bias.abs() < bf16::SMALLEST { 0.0 } else { bias }
     }
 
+    unsafe fn compute(isa: Isa, block: &Block<'_, Self>) -> bool {
+        // SAFETY: the caller's promises are the callee's.
+        unsafe { microkernel::compute(isa, block) }
+    }
+}
+
+impl ChainElement for Bf16Pair {
     type On<S: Simd> = Pairs<S>;
     #[cfg(target_arch = "x86_64")]
     type ByInstruction = PairInstruction;
@@ -369,13 +384,26 @@ impl Element for Bf16Pair {
         is_exact()
     }
 
-    unsafe fn compute(isa: Isa, block: &Block<'_, Self>) -> bool {
-        // SAFETY: the caller's promises are the callee's.
-        unsafe { microkernel::compute(isa, block) }
-    }
-
     unsafe fn combine(isa: Isa, combinations: &Combinations<'_, Self>) {
         // SAFETY: the caller's promises are the callee's.
         unsafe { combination::combine(isa, combinations) }
+    }
+}
+
+impl Element for BlockedPair {
+    const MAGNITUDE: u32 = Bf16Pair::MAGNITUDE;
+
+    fn are_finite(isa: Isa, elements: &[BlockedPair]) -> bool {
+        Bf16Pair::are_finite(isa, bytemuck::cast_slice(elements))
+    }
+
+    #[inline(always)]
+    fn start(bias: f32) -> f32 {
+        Bf16Pair::start(bias)
+    }
+
+    unsafe fn compute(isa: Isa, block: &Block<'_, Self>) -> bool {
+        // SAFETY: the caller's promises are the callee's.
+        unsafe { microkernel::compute_in_blocks(isa, block) }
     }
 }

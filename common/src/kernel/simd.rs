@@ -69,8 +69,8 @@ pub trait Simd: Copy {
         }
         kept
     }
-    /// Writes the transpose of `LANES` rows of `LANES` floats, with the given distances from row to row.
-    unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize);
+    /// Writes the transpose of at most `LANES` rows of at most `LANES` columns, with the given distances from row to row.
+    unsafe fn transpose(from: *const f32, stride: usize, shape: [usize; 2], to: *mut f32, to_stride: usize);
 }
 
 /// The specification: eight lanes of `f32::mul_add`.
@@ -146,10 +146,10 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
-        for row in 0..8 {
-            for column in 0..8 {
-                // SAFETY: valid for 8 rows of 8 floats by the trait's contract.
+    unsafe fn transpose(from: *const f32, stride: usize, [rows, columns]: [usize; 2], to: *mut f32, to_stride: usize) {
+        for row in 0..rows {
+            for column in 0..columns {
+                // SAFETY: valid for rows and columns by the trait's contract.
                 unsafe { *to.add(column * to_stride + row) = *from.add(row * stride + column) }
             }
         }

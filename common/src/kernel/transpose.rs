@@ -63,27 +63,24 @@ unsafe fn avx512(from: *const f32, shape: MatrixShape, to: *mut f32, to_stride: 
     unsafe { blocks::<super::simd::x86::Avx512>(from, shape, to, to_stride) }
 }
 
-/// Whole blocks by vectors, the edges element by element.
+/// Blocks by vectors, also at the edges.
 ///
 /// # Safety
 /// `from` must hold a matrix of the shape, `to` its transpose with rows that are `to_stride` apart.
 #[inline(always)]
 unsafe fn blocks<S: Simd>(from: *const f32, shape: MatrixShape, to: *mut f32, to_stride: usize) {
     let MatrixShape { rows, columns, stride } = shape;
-    let (whole_rows, whole_columns) = (rows / S::LANES * S::LANES, columns / S::LANES * S::LANES);
-    // SAFETY: every index is below the shape's sizes.
+    // SAFETY: every block lies inside the shape.
     unsafe {
-        let edge = |row: usize, column: usize| *to.add(column * to_stride + row) = *from.add(row * stride + column);
-        for top in (0..whole_rows).step_by(S::LANES) {
-            for left in (0..whole_columns).step_by(S::LANES) {
-                S::transpose(from.add(top * stride + left), stride, to.add(left * to_stride + top), to_stride);
+        for top in (0..rows).step_by(S::LANES) {
+            for left in (0..columns).step_by(S::LANES) {
+                let (from, to) = (from.add(top * stride + left), to.add(left * to_stride + top));
+                match [S::LANES.min(rows - top), S::LANES.min(columns - left)] {
+                    // What the compiler knows needs no masks.
+                    whole if whole == [S::LANES; 2] => S::transpose(from, stride, [S::LANES; 2], to, to_stride),
+                    part => S::transpose(from, stride, part, to, to_stride),
+                }
             }
-            for row in top..top + S::LANES {
-                (whole_columns..columns).for_each(|column| edge(row, column));
-            }
-        }
-        for row in whole_rows..rows {
-            (0..columns).for_each(|column| edge(row, column));
         }
     }
 }

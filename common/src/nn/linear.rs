@@ -4,17 +4,17 @@ mod plans;
 
 use std::ops::Range;
 
-use plans::{Map, WeightGradient};
+use plans::{Map, ProductReduce, WeightGradient};
 
 use super::live::LiveSizes;
 use super::sparsity::{Sparsity, ZeroProducts};
-use crate::kernel::bf16::{self, Bf16Pair, RowPairs};
+use crate::kernel::bf16::{self, Bf16Pair, BlockedPair, RowPairs};
 use crate::kernel::contraction::{
-    After, ChannelCounts, Direction, Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands, SLACK, Scatter,
-    SparseReduce,
+    After, BlockedReduce, ChannelCounts, Direction, Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands,
+    SLACK, Scatter, SparseReduce,
 };
 use crate::kernel::transpose::MatrixShape;
-use crate::kernel::{Arithmetic, Isa, Precision, elementwise};
+use crate::kernel::{Arithmetic, Compute, Isa, Precision, elementwise};
 use crate::model::{Activation, ConvSpec, LayerPlace, LayerSpec, Layout, Pair, ResolvedLayer};
 
 /// A linear map between images, plus bias, with the activation that follows it.
@@ -96,13 +96,15 @@ impl Linear {
         let isa = arithmetic.isa;
         let (onward, back) =
             if to_high { (Direction::ToHigh, Direction::ToLow) } else { (Direction::ToLow, Direction::ToHigh) };
-        let is_sparse = relation.taps() > 1
+        // Where products are added in blocks, none of them is left out.
+        let is_sparse = arithmetic.compute != Compute::Bf16Amx
+            && relation.taps() > 1
             && channels.high >= MIN_SPARSE_CHANNELS
             && relation.low.rows * relation.low.columns >= MIN_SPARSE_PIXELS
             && if to_high { sparsity.input } else { sparsity.delta };
         let map = |direction| {
             // What is summed over are channels of the input, or pairs of them.
-            let summed = |channels: usize| match arithmetic.precision {
+            let summed = |channels: usize| match arithmetic.compute.operands() {
                 Precision::F32 => channels,
                 Precision::Bf16 => channels.div_ceil(2),
             };
@@ -136,10 +138,13 @@ impl Linear {
             forward,
             packed_forward,
             backward,
-            weight_gradient: WeightGradient::new(
-                Reduce::new(isa, &relation, channels),
-                is_sparse.then(|| SparseReduce::new(isa, &relation, channels)),
-            ),
+            weight_gradient: match arithmetic.compute {
+                Compute::Bf16Amx => WeightGradient::Blocks(BlockedReduce::new(isa, &relation, channels)),
+                Compute::F32 | Compute::Bf16 => WeightGradient::Products(ProductReduce::new(
+                    Reduce::new(isa, &relation, channels),
+                    is_sparse.then(|| SparseReduce::new(isa, &relation, channels)),
+                )),
+            },
             zero_products: ZeroProducts::default(),
             products: relation.pairs() * channels.high * channels.low,
         })
@@ -152,7 +157,7 @@ impl Linear {
 
     /// Words of scratch memory for packing.
     pub(super) fn packing_len(&self) -> usize {
-        match self.arithmetic.precision {
+        match self.arithmetic.compute.operands() {
             Precision::F32 => 0,
             Precision::Bf16 => {
                 let (input, output) = (self.input.channels, self.output.channels);
@@ -165,7 +170,7 @@ impl Linear {
     pub(super) fn scratch_len(&self, samples: usize) -> usize {
         let (of_forward, of_reduce) = (self.forward.scratch_len(), |samples| self.weight_gradient.scratch_len(samples));
         let of_backward = self.backward.as_ref().map_or(0, |(map, _)| map.scratch_len());
-        let lens = match self.arithmetic.precision {
+        let lens = match self.arithmetic.compute.operands() {
             Precision::F32 => [of_forward, of_backward, of_reduce(samples)],
             Precision::Bf16 => [
                 in_lines(samples * self.input.channel_pairs()) + of_forward,
@@ -188,7 +193,7 @@ impl Linear {
     }
 
     fn pack_for(&self, map: &Map, direction: Direction, kernel: &[f32], packed: &mut [f32], scratch: &mut [f32]) {
-        if self.arithmetic.precision == Precision::F32 {
+        if self.arithmetic.compute == Compute::F32 {
             return map.pack(kernel, packed);
         }
         let (isa, [high, low]) = (self.arithmetic.isa, self.high_and_low(self.input.channels, self.output.channels));
@@ -230,7 +235,7 @@ impl Linear {
     /// sets them if this is the `first` batch of a leaf. `delta` is the loss' derivative by the linear map's output.
     pub(super) fn weight_gradient(&self, samples: usize, first: bool, pass: GradientPass<'_>) {
         let GradientPass { input, delta, gradient, scratch } = pass;
-        let Arithmetic { isa, precision } = self.arithmetic;
+        let Arithmetic { isa, compute } = self.arithmetic;
         if let Some(bias) = &self.bias {
             let sums = &mut gradient[bias.clone()];
             if first {
@@ -244,24 +249,34 @@ impl Linear {
         }
         let gradient = &mut gradient[self.kernel.clone()];
         let accumulate = !first;
-        if precision == Precision::F32 {
+        if let (Compute::F32, WeightGradient::Products(plan)) = (compute, &self.weight_gradient) {
             let [high, low] = self.high_and_low(input, delta);
             let operands = ReduceOperands { high, low, gradient, accumulate, scratch };
-            return self.weight_gradient.run(self.choice(), samples, operands);
+            return plan.run(self.choice(), samples, operands);
         }
         let (of_input, scratch) = scratch.split_at_mut(self.input.sample_pairs(samples));
         let (of_output, scratch) = scratch.split_at_mut(self.output.sample_pairs(samples));
-        let pair = |values: &[f32], size: ImageSize, pairs| {
-            let pairs: &mut [Bf16Pair] = bytemuck::cast_slice_mut(pairs);
+        let pair = |values: &[f32], size: ImageSize, pairs: &mut [f32]| {
             let len = size.elements();
-            bf16::pair_rows(isa, &values[..samples * len], RowPairs::neighbours(len), pairs, len);
+            let values = &values[..samples * len];
+            bf16::pair_rows(isa, values, RowPairs::neighbours(len), bytemuck::cast_slice_mut(pairs), len);
         };
         pair(input, self.input, &mut *of_input);
         pair(delta, self.output, &mut *of_output);
-        let [high, low] = self.high_and_low(&*of_input, &*of_output).map(bytemuck::cast_slice);
-        let scratch: &mut [Bf16Pair] = bytemuck::cast_slice_mut(scratch);
-        let operands = ReduceOperands { high, low, gradient, accumulate, scratch };
-        self.weight_gradient.run(self.choice(), samples.div_ceil(2), operands);
+        let operands = self.high_and_low(&*of_input, &*of_output);
+        let samples = samples.div_ceil(2);
+        match &self.weight_gradient {
+            WeightGradient::Products(plan) => {
+                let [high, low]: [&[Bf16Pair]; 2] = operands.map(bytemuck::cast_slice);
+                let scratch = bytemuck::cast_slice_mut(scratch);
+                plan.run(self.choice(), samples, ReduceOperands { high, low, gradient, accumulate, scratch });
+            }
+            WeightGradient::Blocks(plan) => {
+                let [high, low] = operands.map(bytemuck::cast_slice);
+                let scratch = bytemuck::cast_slice_mut(scratch);
+                plan.run(samples, ReduceOperands { high, low, gradient, accumulate, scratch });
+            }
+        }
     }
 
     /// The loss' derivative by the layer's input, from `delta` as above; `after` is applied to it.
@@ -289,20 +304,23 @@ impl Linear {
         scratch: &mut [f32],
     ) {
         let GatherSums { bias, output, after } = sums;
-        match self.arithmetic.precision {
-            Precision::F32 => {
-                map.run(self.choice(), samples, GatherOperands { input, packed, bias, output, after, scratch })
-            }
-            Precision::Bf16 => {
-                let len = samples * size.channel_pairs();
-                let (pairs, scratch) = scratch.split_at_mut(in_lines(len));
-                let pairs: &mut [Bf16Pair] = bytemuck::cast_slice_mut(pairs);
-                let input = &input[..samples * size.elements()];
-                let shape = MatrixShape::dense(samples * size.pixels, size.channels);
-                bf16::pair_columns(self.arithmetic.isa, input, shape, &mut pairs[..len]);
-                let (input, packed) = (&pairs[..len], bytemuck::cast_slice(packed));
-                map.run(self.choice(), samples, GatherOperands { input, packed, bias, output, after, scratch });
-            }
+        let Arithmetic { isa, compute } = self.arithmetic;
+        if compute == Compute::F32 {
+            let operands = GatherOperands { input, packed, bias, output, after, scratch };
+            return map.run(self.choice(), samples, operands);
+        }
+        let len = samples * size.channel_pairs();
+        let (pairs, scratch) = scratch.split_at_mut(in_lines(len));
+        let pairs = &mut pairs[..len];
+        let input = &input[..samples * size.elements()];
+        let shape = MatrixShape::dense(samples * size.pixels, size.channels);
+        bf16::pair_columns(isa, input, shape, bytemuck::cast_slice_mut(pairs));
+        if compute == Compute::Bf16 {
+            let (input, packed): (&[Bf16Pair], _) = (bytemuck::cast_slice(pairs), bytemuck::cast_slice(packed));
+            map.run(self.choice(), samples, GatherOperands { input, packed, bias, output, after, scratch });
+        } else {
+            let (input, packed): (&[BlockedPair], _) = (bytemuck::cast_slice(pairs), bytemuck::cast_slice(packed));
+            map.run_all(samples, GatherOperands { input, packed, bias, output, after, scratch });
         }
     }
 }

@@ -9,10 +9,11 @@ use super::parts::GradientPlace;
 use super::profile::Lap;
 use super::sparsity::{Sparsity, ZeroProducts};
 use super::workspace::Workspace;
-use crate::kernel::contraction::After;
+use crate::kernel::contraction::{After, BLOCK_SAMPLES};
 use crate::kernel::pooling;
-use crate::kernel::{Arithmetic, Isa, Precision, elementwise};
+use crate::kernel::{Arithmetic, Compute, Isa, Precision, elementwise};
 use crate::model::{Activation, LayerPlace, ResolvedModel};
+use crate::reduce::NodeSums;
 
 /// Activations of one pass should stay near the core: half a million floats are 2 MiB.
 const PASS_FLOATS: usize = 1 << 19;
@@ -32,7 +33,7 @@ const MAX_DENSE_PASS_SAMPLES: usize = 512;
 #[derive(Debug)]
 pub struct Network {
     pub(super) isa: Isa,
-    precision: Precision,
+    compute: Compute,
     /// What the sums of leaves, and of their tree, are rounded to.
     pub(super) nodes: Precision,
     pub(super) loss: Loss,
@@ -112,18 +113,20 @@ impl Network {
     ) -> Self {
         assert!(pass_samples > 0, "a pass takes at least one sample");
         let arithmetic = arithmetic.into();
-        let Arithmetic { isa, precision } = arithmetic;
-        let pass_samples = match precision {
-            Precision::F32 => pass_samples,
-            Precision::Bf16 => pass_samples.next_multiple_of(2),
+        let Arithmetic { isa, compute } = arithmetic;
+        let is_dense = model.is_dense();
+        let together = match compute {
+            Compute::F32 => 1,
+            Compute::Bf16Amx if is_dense => BLOCK_SAMPLES,
+            Compute::Bf16 | Compute::Bf16Amx => 2,
         };
+        let pass_samples = pass_samples.next_multiple_of(together);
         let mut ops = Vec::new();
         let mut places = Vec::new();
         let mut elements = vec![model.input_shape().elements()];
         let mut encoder_ops = 0;
         let mut packed_len = 0;
         let mut trained = false;
-        let is_dense = model.is_dense();
         for (i, (layer, live)) in model.layers.iter().zip(LiveSizes::of(model)).enumerate() {
             let sparsity = Sparsity::between(ops.last(), model.layers.get(i + 1));
             let op = if is_dense
@@ -159,7 +162,7 @@ impl Network {
         let packing_len = largest(&Linear::packing_len);
         Self {
             isa,
-            precision,
+            compute,
             nodes: Precision::F32,
             loss,
             encoder_ops,
@@ -193,8 +196,8 @@ impl Network {
     }
 
     /// How tree nodes are added.
-    pub(super) fn node_sums(&self) -> Arithmetic {
-        Arithmetic { isa: self.isa, precision: self.nodes }
+    pub(super) fn node_sums(&self) -> NodeSums {
+        NodeSums { isa: self.isa, precision: self.nodes }
     }
 
     /// Number of parameters.
@@ -207,9 +210,9 @@ impl Network {
         self.isa
     }
 
-    /// What the operands of product-sums are rounded to.
-    pub fn precision(&self) -> Precision {
-        self.precision
+    /// What product-sums are computed from.
+    pub fn compute(&self) -> Compute {
+        self.compute
     }
 
     /// Number of samples that one pass takes through all layers.

@@ -4,7 +4,7 @@
 use lockstep_common::kernel::contraction::{
     After, ChannelCounts, Direction, Gather, GatherOperands, PixelRelation, Reduce, ReduceOperands, SLACK,
 };
-use lockstep_common::kernel::{Element, Isa};
+use lockstep_common::kernel::{ChainElement, Element, Isa};
 use lockstep_common::model::Pair;
 use lockstep_common::rng::{Purpose, Stream};
 
@@ -297,7 +297,7 @@ pub(crate) fn check_gathers<E: Element>(
 
 /// Checks that a reduction over `samples` elements of each place gives what is expected, on every instruction set, with
 /// each operand at either end of its pages. It is added to `start`, if there is one.
-pub(crate) fn check_reductions<E: Element>(
+pub(crate) fn check_reductions<E: ChainElement>(
     (relation, channels, samples): (&PixelRelation, ChannelCounts, usize),
     [high, low]: [&[E]; 2],
     start: Option<&[f32]>,

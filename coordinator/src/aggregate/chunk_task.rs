@@ -4,11 +4,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use lockstep_common::hash::{Digest, DigestBuilder};
+use lockstep_common::kernel::Isa;
 use lockstep_common::kernel::elementwise::{AdamSlices, AdamStep, SquareSum};
 use lockstep_common::kernel::streaming::write_past_caches;
-use lockstep_common::kernel::{Arithmetic, Isa};
 use lockstep_common::optim::adam;
-use lockstep_common::reduce::{NodeId, Reduction, add_nodes};
+use lockstep_common::reduce::{NodeId, NodeSums, Reduction, add_nodes};
 use lockstep_common::shared_memory::FloatBuffer;
 
 /// How many parts' memory is kept for each chunk: as many as wait for their siblings when four workers send two nodes each.
@@ -61,7 +61,7 @@ impl Part {
     }
 
     /// The sum of two siblings.
-    fn sum(sums: Arithmetic, spare: &mut Vec<Vec<f32>>, left: Self, right: Self) -> Self {
+    fn sum(sums: NodeSums, spare: &mut Vec<Vec<f32>>, left: Self, right: Self) -> Self {
         let (piece, squares) = add(sums, spare, left.piece, right.piece);
         Self { piece, loss: left.loss + right.loss, sum_of_squares: Some(squares.total()) }
     }
@@ -126,7 +126,7 @@ pub(super) struct ChunkTask<'a> {
 
 impl ChunkTask<'_> {
     /// Adds the part; if the sum is complete then, takes it out, and finds out whether it is finite.
-    pub(super) fn reduce(&mut self, sums: Arithmetic, node: NodeId) {
+    pub(super) fn reduce(&mut self, sums: NodeSums, node: NodeId) {
         let Chunk { sum, root, spare, is_finite, .. } = &mut *self.chunk;
         let (Some(adding), Some(part)) = (sum.as_mut(), self.part.take()) else { return };
         adding.insert(node, part, |left, right| Part::sum(sums, spare, left, right));
@@ -190,7 +190,7 @@ fn take_step(isa: Isa, step: AdamStep, slices: AdamSlices<'_>, past_caches: bool
 }
 
 /// The sum of two siblings, in the memory of the left one if it is ours, and its squares.
-fn add(sums: Arithmetic, spare: &mut Vec<Vec<f32>>, left: Piece, right: Piece) -> (Piece, SquareSum) {
+fn add(sums: NodeSums, spare: &mut Vec<Vec<f32>>, left: Piece, right: Piece) -> (Piece, SquareSum) {
     let mut squares = SquareSum::default();
     let mut add_block = |sum: &mut [f32], right: &[f32]| {
         add_nodes(sums, sum, right);

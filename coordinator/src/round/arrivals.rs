@@ -18,7 +18,7 @@ impl Machine {
         effects: &mut Vec<Effect>,
     ) {
         let MachineConfig { spec, version, fingerprint } = &self.config;
-        let worker = request.fingerprints.in_precision(spec.precision.compute);
+        let worker = request.fingerprints.computing(spec.precision.compute);
         let refusal = if let Some(reason) = self.members.barred_process(request.process) {
             Some(Refusal::Barred { reason: reason.to_owned() })
         } else if request.version != *version {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use lockstep_common::data::Dtype;
 use lockstep_common::fingerprint::Fingerprints;
 use lockstep_common::hash::Digest;
-use lockstep_common::kernel::Precision;
+use lockstep_common::kernel::{Compute, Precision};
 use lockstep_common::model::LayoutHash;
 use lockstep_common::nn::Loss;
 use lockstep_common::protocol::{Job, JoinRequest, SharedMemory, Welcome};
@@ -24,6 +24,7 @@ use crate::wire_error::{Fault, WireError};
 wire_enum!(Dtype, U8, F32);
 wire_enum!(Loss, Mse, BinaryCrossentropy);
 wire_enum!(Precision, F32, Bf16);
+wire_enum!(Compute, F32, Bf16, Bf16Amx);
 
 /// Bytes of one sample of the job's data set, as it travels.
 pub fn sample_bytes(job: &Job) -> usize {
@@ -71,7 +72,7 @@ impl From<&Job> for v1::Job {
             validation_samples: job.validation_samples,
             sample_shape: Some((&job.sample_shape).into()),
             dtype: v1::Dtype::from(job.dtype).into(),
-            compute: v1::Precision::from(job.compute).into(),
+            compute: v1::Compute::from(job.compute).into(),
             wire: v1::Precision::from(job.wire).into(),
         }
     }
@@ -94,7 +95,7 @@ impl TryFrom<v1::Job> for Job {
             validation_samples: job.validation_samples,
             sample_shape,
             dtype: Dtype::from_wire(job.dtype).at(M, "dtype")?,
-            compute: Precision::from_wire(job.compute).at(M, "compute")?,
+            compute: Compute::from_wire(job.compute).at(M, "compute")?,
             wire: Precision::from_wire(job.wire).at(M, "wire")?,
         })
     }
@@ -108,6 +109,7 @@ impl From<JoinRequest> for v1::Join {
             version: clip(join.version, MAX_TEXT_BYTES),
             fingerprint: digest_bytes(join.fingerprints.f32),
             bf16_fingerprint: digest_bytes(join.fingerprints.bf16),
+            bf16_amx_fingerprint: digest_bytes(join.fingerprints.bf16_amx),
             threads: join.threads,
             isa: clip(join.isa, MAX_TEXT_BYTES),
         }
@@ -127,6 +129,7 @@ impl TryFrom<v1::Join> for JoinRequest {
             fingerprints: Fingerprints {
                 f32: digest(&join.fingerprint).at(M, "fingerprint")?,
                 bf16: digest(&join.bf16_fingerprint).at(M, "bf16_fingerprint")?,
+                bf16_amx: digest(&join.bf16_amx_fingerprint).at(M, "bf16_amx_fingerprint")?,
             },
             threads: join.threads,
             isa: text(join.isa).at(M, "isa")?,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lockstep_common::data::Dtype;
 use lockstep_common::fingerprint::Fingerprints;
 use lockstep_common::hash::Digest;
-use lockstep_common::kernel::Precision;
+use lockstep_common::kernel::{Compute, Precision};
 use lockstep_common::model::{Activation, ConvSpec, LayerSpec, LayoutHash, ModelSpec, Padding, Pair, PoolSpec};
 use lockstep_common::nn::Loss;
 use lockstep_common::progress::{
@@ -146,7 +146,7 @@ pub fn job() -> impl Strategy<Value = Job> {
         any::<u32>(),
         shape(),
         prop_oneof![Just(Dtype::U8), Just(Dtype::F32)],
-        (precision(), precision()),
+        (compute(), precision()),
     )
         .prop_map(
             |(run, model, layout, loss, schedule, validation_samples, sample_shape, dtype, (compute, wire))| Job {
@@ -164,17 +164,21 @@ pub fn job() -> impl Strategy<Value = Job> {
         )
 }
 
+fn compute() -> impl Strategy<Value = Compute> {
+    prop_oneof![Just(Compute::F32), Just(Compute::Bf16), Just(Compute::Bf16Amx)]
+}
+
 pub fn precision() -> impl Strategy<Value = Precision> {
     prop_oneof![Just(Precision::F32), Just(Precision::Bf16)]
 }
 
 pub fn join() -> impl Strategy<Value = JoinRequest> {
-    (any::<u64>(), text(), text(), (digest(), digest()), 1u32.., text()).prop_map(
-        |(process, name, version, (f32, bf16), threads, isa)| JoinRequest {
+    (any::<u64>(), text(), text(), (digest(), digest(), digest()), 1u32.., text()).prop_map(
+        |(process, name, version, (f32, bf16, bf16_amx), threads, isa)| JoinRequest {
             process,
             name,
             version,
-            fingerprints: Fingerprints { f32, bf16 },
+            fingerprints: Fingerprints { f32, bf16, bf16_amx },
             threads,
             isa,
         },
@@ -216,7 +220,7 @@ pub fn small_job(shards: u32, samples: u32, batch_size: u32, side: usize) -> Job
         validation_samples: samples,
         sample_shape: Shape::new([side, side]),
         dtype: Dtype::U8,
-        compute: Precision::F32,
+        compute: Compute::F32,
         wire: Precision::F32,
     }
 }

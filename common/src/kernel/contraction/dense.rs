@@ -26,10 +26,11 @@ pub use sparse::SparseOperand;
 use super::crew::CrewSize;
 use super::{After, Crew, Panel};
 use crate::kernel::ahead::{Ahead, LINE};
+use crate::kernel::bf16::{Bf16Pair, BlockedPair};
 use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
 use crate::kernel::microkernel::{MAX_SEGMENTS, group_columns, panel_widths};
-use crate::kernel::precision::{Arithmetic, Precision};
+use crate::kernel::precision::{Arithmetic, Compute, Precision};
 use crate::kernel::transpose::{MatrixShape, transpose};
 use crate::model::PanelMatrix;
 
@@ -55,7 +56,7 @@ impl DenseShape {
 #[derive(Debug)]
 pub struct Dense {
     isa: Isa,
-    precision: Precision,
+    compute: Compute,
     shape: DenseShape,
     max_rows: usize,
     /// Input columns that are copied together for a weight gradient, so that they lie side by side for each sample.
@@ -71,7 +72,8 @@ pub struct Dense {
 impl Dense {
     /// A plan for up to `max_samples` samples at a time.
     pub fn new(arithmetic: impl Into<Arithmetic>, shape: DenseShape, max_samples: usize) -> Self {
-        let Arithmetic { isa, precision } = arithmetic.into();
+        let Arithmetic { isa, compute } = arithmetic.into();
+        let precision = compute.operands();
         let DenseShape { pixels, inputs, outputs } = shape;
         let max_rows = max_samples * pixels;
         let panel_len = inputs.max(outputs).max(max_rows) * panel_widths(isa)[0];
@@ -87,7 +89,7 @@ impl Dense {
         let in_groups = |i: usize| i / group * group * max_rows + i % group;
         Self {
             isa,
-            precision,
+            compute,
             shape,
             max_rows,
             group,
@@ -108,7 +110,7 @@ impl Dense {
 
     /// The same with [`Dense::sparse_weight_gradient`] for operands that are mostly 0, if all is computed in 32-bit floats.
     pub fn with_sparse(self, sparse: SparseOperand) -> Self {
-        if self.precision != Precision::F32 {
+        if self.compute != Compute::F32 {
             return self;
         }
         let (desk, groups) = sparse::desk(self.shape, sparse, self.max_rows);
@@ -129,8 +131,10 @@ impl Dense {
         let DenseShape { inputs, outputs, .. } = self.shape;
         assert_eq!(operands.weights.len(), inputs * outputs, "weights of the plan");
         assert!(operands.bias.is_none_or(|bias| bias.len() == outputs), "one bias for each output");
-        if self.precision == Precision::Bf16 {
-            return self.forward_of_pairs(samples, operands, crew);
+        match self.compute {
+            Compute::F32 => {}
+            Compute::Bf16 => return self.forward_of_pairs::<Bf16Pair>(samples, operands, crew),
+            Compute::Bf16Amx => return self.forward_of_pairs::<BlockedPair>(samples, operands, crew),
         }
         let DenseForward { input, weights, bias, output, after } = operands;
         let rows = self.rows(samples);
@@ -156,8 +160,10 @@ impl Dense {
     pub fn input_gradient(&self, samples: usize, operands: DenseInputGradient<'_>, crew: &mut Crew) {
         let DenseShape { inputs, outputs, .. } = self.shape;
         assert_eq!(operands.weights.len(), inputs * outputs, "weights of the plan");
-        if self.precision == Precision::Bf16 {
-            return self.input_gradient_of_pairs(samples, operands, crew);
+        match self.compute {
+            Compute::F32 => {}
+            Compute::Bf16 => return self.input_gradient_of_pairs::<Bf16Pair>(samples, operands, crew),
+            Compute::Bf16Amx => return self.input_gradient_of_pairs::<BlockedPair>(samples, operands, crew),
         }
         let DenseInputGradient { delta, weights, input_gradient, after } = operands;
         let rows = self.rows(samples);
@@ -197,9 +203,12 @@ impl Dense {
         assert!(input.len() >= depth * inputs && delta.len() >= depth * outputs, "operands too short");
         let rows = gradient.len() / outputs;
         assert!(gradient.len() == rows * outputs && (inputs..=inputs + 1).contains(&rows), "gradient of the plan");
-        if self.precision == Precision::Bf16 {
+        if self.compute != Compute::F32 {
             let operands = DenseWeightGradient { input, delta, gradient, accumulate, nodes };
-            return self.weight_gradient_of_pairs(leaves, operands, crew);
+            return match self.compute {
+                Compute::Bf16Amx => self.weight_gradient_of_pairs::<BlockedPair>(leaves, operands, crew),
+                _ => self.weight_gradient_of_pairs::<Bf16Pair>(leaves, operands, crew),
+            };
         }
         let pack = |panel: &Panel, packed: &mut [f32]| {
             let delta = &delta[..depth * outputs];

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{ChannelCounts, Panel, PixelRelation, index, panels, pixels, push_merged};
+use super::{ChannelCounts, Panel, PixelRelation, goes_on, index, panels, pixels};
 use crate::kernel::elementwise::{self, TermLine};
 use crate::kernel::isa::Isa;
 use crate::kernel::microkernel::{self, Block, Finish, Row, Run, Start};
@@ -97,7 +97,8 @@ impl Gather {
         sources.iter_mut().for_each(|taps| taps.sort_unstable());
 
         let taps = relation.taps();
-        let sizes = Sizes { channels_in, channels_out, input_pixels, output_pixels, max_samples };
+        let window_columns = relation.kernel.columns;
+        let sizes = Sizes { window_columns, channels_in, channels_out, input_pixels, output_pixels, max_samples };
         let tap_by_tap = channels_out < NARROW && taps > 1 && channels_in >= NARROW;
         let (strategy, columns, depth) = if tap_by_tap {
             (tap_by_tap_strategy(&sources, taps, &sizes), taps * channels_out, channels_in)
@@ -314,6 +315,7 @@ pub struct GatherOperands<'a, E = f32> {
 }
 
 struct Sizes {
+    window_columns: usize,
     channels_in: usize,
     channels_out: usize,
     input_pixels: usize,
@@ -335,7 +337,13 @@ fn direct_groups(sources: &[Vec<(usize, usize)>], sizes: &Sizes) -> Vec<Group> {
         let mut runs: Vec<Run> = Vec::new();
         for (tap, pixel) in taps {
             let a = i32::try_from(pixel * sizes.channels_in as isize).expect("offsets within a sample fit 32 bits");
-            push_merged(&mut runs, Run { a, b: index(tap * sizes.channels_in), depth: index(sizes.channels_in) }, 1);
+            let depth = index(sizes.channels_in);
+            let run = Run { a, b: index(tap * sizes.channels_in), depth, line: depth };
+            // A line is at most a row of the window.
+            match runs.last_mut().filter(|last| !tap.is_multiple_of(sizes.window_columns) && goes_on(last, &run, 1)) {
+                Some(last) => *last = Run { depth: last.depth + depth, line: last.line + depth, ..*last },
+                None => runs.push(run),
+            }
         }
         group(&places, runs, sizes.channels_out, sizes)
     });
@@ -363,7 +371,8 @@ fn group(places: &[(usize, usize)], runs: Vec<Run>, columns: usize, sizes: &Size
 fn tap_by_tap_strategy(sources: &[Vec<(usize, usize)>], taps: usize, sizes: &Sizes) -> Strategy {
     let columns = taps * sizes.channels_out;
     let places: Vec<(usize, usize)> = (0..sizes.input_pixels).map(|pixel| (pixel, pixel)).collect();
-    let run = Run { a: 0, b: 0, depth: index(sizes.channels_in) };
+    let depth = index(sizes.channels_in);
+    let run = Run { a: 0, b: 0, depth, line: depth };
     let products = Sizes { output_pixels: sizes.input_pixels, ..*sizes };
     Strategy::TapByTap {
         group: group(&places, vec![run], columns, &products),

@@ -11,10 +11,13 @@
 //! Where the low image is mostly 0, [`Scatter`] does what a gather to the high image does, and [`SparseReduce`] what a reduction
 //! does, without the products of zeros.
 //!
+//! [`BlockedReduce`] reduces in blocks of products.
+//!
 //! [`Dense`] does both for networks of dense layers alone, over many samples at once and on all threads.
 //!
 //! Plans are made once for a model and checked then; running one costs a few length checks.
 
+mod blocked_reduce;
 mod crew;
 mod dense;
 mod gather;
@@ -25,9 +28,10 @@ mod scatter;
 mod sparse_reduce;
 
 use super::isa::Isa;
-use super::microkernel::{MAX_SEGMENTS, Run, panel_widths};
+use super::microkernel::{BLOCK_PAIRS, MAX_SEGMENTS, Run, panel_widths};
 use crate::model::{self, Padding, Pair};
 
+pub use blocked_reduce::BlockedReduce;
 pub use crew::{Crew, CrewSize};
 pub use dense::{Dense, DenseForward, DenseInputGradient, DenseShape, DenseWeightGradient, SparseOperand};
 pub use gather::{After, Direction, Gather, GatherOperands};
@@ -37,6 +41,9 @@ pub use sparse_reduce::SparseReduce;
 
 /// Elements that must follow the last one of a buffer that is read in whole vectors: the widest panel.
 pub const SLACK: usize = 64;
+
+/// Samples of a block of products that are added in blocks: pairs of them.
+pub const BLOCK_SAMPLES: usize = 2 * BLOCK_PAIRS;
 
 /// Floats that stay in the L1 cache while something else goes by: 24 KiB of at least 32.
 const L1_FLOATS: usize = 6144;
@@ -152,12 +159,7 @@ fn index(value: usize) -> u32 {
     u32::try_from(value).expect("tensors have at most 2^28 elements a sample, and plans few samples")
 }
 
-/// Appends a run, or lengthens the last one if the new one goes on where it ends, in both operands.
-fn push_merged(runs: &mut Vec<Run>, run: Run, a_step: usize) {
-    match runs.last_mut() {
-        Some(last) if last.a + (last.depth as usize * a_step) as i32 == run.a && last.b + last.depth == run.b => {
-            last.depth += run.depth;
-        }
-        _ => runs.push(run),
-    }
+/// Whether a run goes on where another one ends, in both operands.
+fn goes_on(last: &Run, run: &Run, a_step: usize) -> bool {
+    last.a + (last.depth as usize * a_step) as i32 == run.a && last.b + last.depth == run.b
 }

@@ -20,11 +20,18 @@ pub(super) struct Patches {
 
 impl Patches {
     pub(super) fn new(relation: &PixelRelation, channels: ChannelCounts) -> Self {
+        Self::in_steps_of(1, relation, channels)
+    }
+
+    /// The same, with so many zeros behind each row that it is a multiple of `step` pixels.
+    pub(super) fn in_steps_of(step: usize, relation: &PixelRelation, channels: ChannelCounts) -> Self {
         let PixelRelation { high, low, kernel, strides, padding: before } = *relation;
         let reach = |low: usize, stride: usize, kernel: usize| (low - 1) * stride + kernel;
         let padded = Pair {
             rows: (before.rows + high.rows).max(reach(low.rows, strides.rows, kernel.rows)),
-            columns: (before.columns + high.columns).max(reach(low.columns, strides.columns, kernel.columns)),
+            columns: (before.columns + high.columns)
+                .max(reach(low.columns, strides.columns, kernel.columns))
+                .next_multiple_of(step),
         };
         let line = padded.columns * channels.high;
         let corners =

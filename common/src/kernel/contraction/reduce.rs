@@ -7,11 +7,11 @@
 use std::collections::BTreeMap;
 
 use super::lines::{Line, Lines};
-use super::{ChannelCounts, Panel, PixelRelation, SLACK, index, panels, pixels, push_merged};
+use super::{ChannelCounts, Panel, PixelRelation, SLACK, goes_on, index, panels, pixels};
 use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
 use crate::kernel::microkernel::{self, Block, Finish, Row, Run, Start, panel_width, panel_widths};
-use crate::kernel::products::Element;
+use crate::kernel::products::ChainElement;
 
 /// Panels from which on copies of the high operand pay: each element is copied once and read for all of them.
 const MIN_PANELS: usize = 4;
@@ -117,7 +117,7 @@ impl Reduce {
     ///
     /// # Panics
     /// When a slice is too short.
-    pub fn run<E: Element>(&self, samples: usize, operands: ReduceOperands<'_, E>) {
+    pub fn run<E: ChainElement>(&self, samples: usize, operands: ReduceOperands<'_, E>) {
         let ReduceOperands { high, low, gradient, accumulate, scratch } = operands;
         let channels = self.channels;
         assert!(high.len() >= samples * self.high_len, "high operand too short");
@@ -171,7 +171,7 @@ impl Reduce {
     }
 
     /// [`Reduce::run`] where [`Reduce::copies_both`].
-    fn run_on_copies<E: Element>(&self, samples: usize, operands: ReduceOperands<'_, E>) {
+    fn run_on_copies<E: ChainElement>(&self, samples: usize, operands: ReduceOperands<'_, E>) {
         let ReduceOperands { high, low, gradient, accumulate, scratch } = operands;
         let low_len = self.low_pixels * self.channels.low;
         for group in &self.groups {
@@ -197,7 +197,7 @@ impl Reduce {
     }
 
     /// Adds up `depth` products for some rows of the gradient, from copies.
-    fn add_copies<E: Element>(
+    fn add_copies<E: ChainElement>(
         &self,
         rows: &[Row],
         depth: usize,
@@ -208,7 +208,7 @@ impl Reduce {
         let mut copied = [Row { a: 0, c: 0 }; TOGETHER];
         let copied = &mut copied[..rows.len()];
         (0..).zip(copied.iter_mut()).zip(rows).for_each(|((a, to), row)| *to = Row { a, c: row.c });
-        let runs = [Run { a: 0, b: 0, depth: index(depth) }];
+        let runs = [Run { a: 0, b: 0, depth: index(depth), line: Run::WHOLE }];
         let mut rest = panels;
         for panel in &self.panels {
             let (b, behind) = rest.split_at(depth * panel.width);
@@ -281,7 +281,7 @@ fn reduce_group(relation: &PixelRelation, channels: ChannelCounts, area: Rectang
             c: index((tap * channels.high + channel) * channels.low),
         })
     });
-    let mut runs = Vec::new();
+    let mut runs: Vec<Run> = Vec::new();
     for y in area.top..area.bottom {
         let high_y = (y * relation.strides.rows) as isize - relation.padding.rows as isize;
         let high_x = (area.left * relation.strides.columns) as isize - relation.padding.columns as isize;
@@ -290,8 +290,12 @@ fn reduce_group(relation: &PixelRelation, channels: ChannelCounts, area: Rectang
             a: i32::try_from(a).expect("offsets within a sample fit 32 bits"),
             b: index(y * relation.low.columns + area.left),
             depth: index(area.right - area.left),
+            line: Run::WHOLE,
         };
-        push_merged(&mut runs, run, relation.strides.columns * channels.high);
+        match runs.last_mut().filter(|last| goes_on(last, &run, relation.strides.columns * channels.high)) {
+            Some(last) => last.depth += run.depth,
+            None => runs.push(run),
+        }
     }
     let (a_step, high_len) = (relation.strides.columns * channels.high, pixels(relation.high) * channels.high);
     let low_len = pixels(relation.low) * channels.low;

@@ -9,7 +9,7 @@ use super::{ChannelCounts, L1_FLOATS, PixelRelation, index};
 use crate::kernel::combination::{self, Combinations, Lists, ListsMut};
 use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
-use crate::kernel::products::Element;
+use crate::kernel::products::{ChainElement, Element};
 use crate::kernel::transpose::{MatrixShape, transpose};
 
 /// Floats of a stretch that are summed at a time, at least: fewer do not keep multiply-adds busy.
@@ -67,7 +67,7 @@ impl Scatter {
     ///
     /// # Panics
     /// When a slice is too short.
-    pub fn run<E: Element>(&self, samples: usize, operands: GatherOperands<'_, E>) {
+    pub fn run<E: ChainElement>(&self, samples: usize, operands: GatherOperands<'_, E>) {
         let GatherOperands { input, packed, bias, output, after, scratch } = operands;
         assert_eq!(packed.len(), self.packed_len(), "packed weights of the plan");
         let (low_len, high_len) = (self.patches.low_len(), self.patches.high_len());
@@ -97,7 +97,7 @@ impl Scatter {
     }
 
     /// Sets the padded high image to the bias, and adds the listed elements' weights to their patches.
-    fn add<E: Element>(&self, lists: Lists<'_>, packed: &[E], bias: Option<&[f32]>, sums: &mut [f32]) {
+    fn add<E: ChainElement>(&self, lists: Lists<'_>, packed: &[E], bias: Option<&[f32]>, sums: &mut [f32]) {
         assert_eq!(sums.len(), self.patches.padded_len(), "the padded image");
         match bias {
             Some(bias) => {

@@ -9,7 +9,7 @@ use super::{ChannelCounts, L1_FLOATS, PixelRelation, index};
 use crate::kernel::combination::{self, Combinations, ListsMut};
 use crate::kernel::elementwise;
 use crate::kernel::isa::Isa;
-use crate::kernel::products::Element;
+use crate::kernel::products::{ChainElement, Element};
 use crate::kernel::survey;
 use crate::kernel::transpose::{MatrixShape, transpose};
 
@@ -77,7 +77,7 @@ impl SparseReduce {
     ///
     /// # Panics
     /// When a slice is too short.
-    pub fn run<E: Element>(&self, samples: usize, operands: ReduceOperands<'_, E>) -> bool {
+    pub fn run<E: ChainElement>(&self, samples: usize, operands: ReduceOperands<'_, E>) -> bool {
         let ReduceOperands { high, low, gradient, accumulate, scratch } = operands;
         let (low_len, high_len) = (self.patches.low_len(), self.patches.high_len());
         let (high, low) = (&high[..samples * high_len], &low[..samples * low_len]);

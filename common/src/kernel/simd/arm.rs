@@ -96,19 +96,18 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+    unsafe fn transpose(from: *const f32, stride: usize, [height, width]: [usize; 2], to: *mut f32, to_stride: usize) {
         // Reading every fourth float of 16 is a transpose.
         let mut rows = [0.0f32; 16];
-        // SAFETY: see above; 4 rows of 4 floats each.
+        // SAFETY: see above; neither rows nor lanes beyond the matrix are accessed.
         unsafe {
-            for i in 0..4 {
-                vst1q_f32(rows.as_mut_ptr().add(4 * i), vld1q_f32(from.add(i * stride)));
+            for i in 0..height {
+                vst1q_f32(rows.as_mut_ptr().add(4 * i), Self::load_partial(from.add(i * stride), width));
             }
             let columns = vld4q_f32(rows.as_ptr());
-            vst1q_f32(to, columns.0);
-            vst1q_f32(to.add(to_stride), columns.1);
-            vst1q_f32(to.add(2 * to_stride), columns.2);
-            vst1q_f32(to.add(3 * to_stride), columns.3);
+            for (i, column) in [columns.0, columns.1, columns.2, columns.3].into_iter().enumerate().take(width) {
+                Self::store_partial(to.add(i * to_stride), column, height);
+            }
         }
     }
 }

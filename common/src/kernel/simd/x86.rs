@@ -110,12 +110,14 @@ impl Simd for Avx2 {
 
     // Pairs of rows, then of pairs, then of halves: after each step twice as many rows lie side by side.
     #[inline(always)]
-    unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
-        // SAFETY: see above; 8 rows of 8 floats each.
+    unsafe fn transpose(from: *const f32, stride: usize, [height, width]: [usize; 2], to: *mut f32, to_stride: usize) {
+        // SAFETY: see above; neither rows nor lanes beyond the matrix are accessed.
         unsafe {
             let mut rows = [_mm256_setzero_ps(); 8];
             for (i, row) in rows.iter_mut().enumerate() {
-                *row = _mm256_loadu_ps(from.add(i * stride));
+                if i < height {
+                    *row = Self::load_partial(from.add(i * stride), width);
+                }
             }
             let mut pairs = [_mm256_setzero_ps(); 8];
             for i in 0..4 {
@@ -130,11 +132,14 @@ impl Simd for Avx2 {
                     fours[4 * i + 2 * half + 1] = _mm256_shuffle_ps::<0xee>(upper, lower);
                 }
             }
+            let store = |column: usize, values| {
+                if column < width {
+                    Self::store_partial(to.add(column * to_stride), values, height);
+                }
+            };
             for i in 0..4 {
-                let left = _mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]);
-                let right = _mm256_permute2f128_ps::<0x31>(fours[i], fours[i + 4]);
-                _mm256_storeu_ps(to.add(i * to_stride), left);
-                _mm256_storeu_ps(to.add((i + 4) * to_stride), right);
+                store(i, _mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]));
+                store(i + 4, _mm256_permute2f128_ps::<0x31>(fours[i], fours[i + 4]));
             }
         }
     }
@@ -268,12 +273,14 @@ impl Simd for Avx512 {
 
     // As for AVX2; quarter `q` of `fours[4 * i + c]` is column `4 * q + c` of rows `4 * i` to `4 * i + 3`.
     #[inline(always)]
-    unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
-        // SAFETY: see above; 16 rows of 16 floats each.
+    unsafe fn transpose(from: *const f32, stride: usize, [height, width]: [usize; 2], to: *mut f32, to_stride: usize) {
+        // SAFETY: see above; neither rows nor lanes beyond the matrix are accessed.
         unsafe {
             let mut rows = [_mm512_setzero_ps(); 16];
             for (i, row) in rows.iter_mut().enumerate() {
-                *row = _mm512_loadu_ps(from.add(i * stride));
+                if i < height {
+                    *row = Self::load_partial(from.add(i * stride), width);
+                }
             }
             let mut pairs = [_mm512_setzero_ps(); 16];
             for i in 0..8 {
@@ -293,7 +300,11 @@ impl Simd for Avx512 {
                 let odd_upper = _mm512_shuffle_f32x4::<0xdd>(fours[c], fours[4 + c]);
                 let even_lower = _mm512_shuffle_f32x4::<0x88>(fours[8 + c], fours[12 + c]);
                 let odd_lower = _mm512_shuffle_f32x4::<0xdd>(fours[8 + c], fours[12 + c]);
-                let store = |column: usize, values| _mm512_storeu_ps(to.add(column * to_stride), values);
+                let store = |column: usize, values| {
+                    if column < width {
+                        Self::store_partial(to.add(column * to_stride), values, height);
+                    }
+                };
                 store(c, _mm512_shuffle_f32x4::<0x88>(even_upper, even_lower));
                 store(4 + c, _mm512_shuffle_f32x4::<0x88>(odd_upper, odd_lower));
                 store(8 + c, _mm512_shuffle_f32x4::<0xdd>(even_upper, even_lower));

@@ -1,8 +1,10 @@
 //! A layer's plans, in pairs: one takes all products, the other one leaves out those with zeros. It depends on the data which of
 //! them is faster, and nothing else does.
 
-use crate::kernel::contraction::{Gather, GatherOperands, Reduce, ReduceOperands, Scatter, SparseReduce};
-use crate::kernel::{Element, Isa};
+use crate::kernel::contraction::{
+    BlockedReduce, Gather, GatherOperands, Reduce, ReduceOperands, Scatter, SparseReduce,
+};
+use crate::kernel::{ChainElement, Element, Isa};
 use crate::nn::sparsity::ZeroProducts;
 
 /// The share of elements that are not 0 up to which lists of them are faster than all products, in whole runs on an Intel core and a
@@ -38,7 +40,7 @@ impl Map {
         }
     }
 
-    pub(super) fn run<E: Element>(
+    pub(super) fn run<E: ChainElement>(
         &self,
         (isa, zero_products): (Isa, ZeroProducts),
         samples: usize,
@@ -52,26 +54,50 @@ impl Map {
             _ => self.all.run(samples, GatherOperands { packed: of_all, ..operands }),
         }
     }
+
+    /// Takes all products.
+    pub(super) fn run_all<E: Element>(&self, samples: usize, operands: GatherOperands<'_, E>) {
+        let packed = &operands.packed[..self.all.packed_len()];
+        self.all.run(samples, GatherOperands { packed, ..operands });
+    }
 }
 
 /// Plans that sum over pixels of both images.
 #[derive(Debug)]
-pub(super) struct WeightGradient {
+pub(super) enum WeightGradient {
+    /// Product by product.
+    Products(ProductReduce),
+    /// In blocks of products.
+    Blocks(BlockedReduce),
+}
+
+impl WeightGradient {
+    pub(super) fn scratch_len(&self, samples: usize) -> usize {
+        match self {
+            Self::Products(plan) => plan.scratch_len(samples),
+            Self::Blocks(plan) => plan.scratch_len(samples),
+        }
+    }
+}
+
+/// Plans that sum product by product.
+#[derive(Debug)]
+pub(super) struct ProductReduce {
     all: Reduce,
     /// Where the low image is mostly 0, as a rule.
     sparse: Option<SparseReduce>,
 }
 
-impl WeightGradient {
+impl ProductReduce {
     pub(super) fn new(all: Reduce, sparse: Option<SparseReduce>) -> Self {
         Self { all, sparse }
     }
 
-    pub(super) fn scratch_len(&self, samples: usize) -> usize {
+    fn scratch_len(&self, samples: usize) -> usize {
         self.all.scratch_len(samples).max(self.sparse.as_ref().map_or(0, SparseReduce::scratch_len))
     }
 
-    pub(super) fn run<E: Element>(
+    pub(super) fn run<E: ChainElement>(
         &self,
         (isa, zero_products): (Isa, ZeroProducts),
         samples: usize,

@@ -15,6 +15,7 @@ use crate::kernel::AlignedFloats;
 use crate::kernel::bf16::{self, Bf16Pair, RowPairs};
 use crate::kernel::contraction::{Crew, Panel, SLACK};
 use crate::kernel::microkernel::MAX_SEGMENTS;
+use crate::kernel::products::Element;
 use crate::kernel::transpose::{MatrixShape, transpose};
 
 /// Fewer floats than this are not worth another thread: a few microseconds of one core.
@@ -23,27 +24,33 @@ const MIN_SHARED_FLOATS: usize = 1 << 14;
 const BLOCK: usize = 16;
 
 impl Dense {
-    pub(super) fn forward_of_pairs(&self, samples: usize, operands: DenseForward<'_>, crew: &mut Crew) {
+    pub(super) fn forward_of_pairs<E: Element>(&self, samples: usize, operands: DenseForward<'_>, crew: &mut Crew) {
         let DenseForward { input, weights, bias, output, after } = operands;
         let inputs = self.shape.inputs;
         let (rows, depth) = (self.rows(samples), inputs.div_ceil(2));
-        let pack = |panel: &Panel, packed: &mut [Bf16Pair]| {
+        let pack = |panel: &Panel, packed: &mut [E]| {
             let stored = self.shape.weights().panel_of(panel.start);
             let start = panel.start - stored.start;
             let shape = RowPairs { columns: stored.columns, start, count: panel.columns, distance: 1 };
-            bf16::pair_rows(self.isa, &weights[stored.range], shape, packed, panel.width);
+            bf16::pair_rows(self.isa, &weights[stored.range], shape, cast_slice_mut(packed), panel.width);
         };
         let sums = Sums { bias, after, ..Sums::in_one(rows, depth) };
         self.with_pairs(&input[..rows * inputs], inputs, crew, |pairs, crew| {
-            self.forward.multiply(sums, First::Rows(pairs), Second::copied(&pack), Output::Rows(output), crew);
+            let first = First::Rows(cast_slice(pairs));
+            self.forward.multiply::<E>(sums, first, Second::copied(&pack), Output::Rows(output), crew);
         });
     }
 
-    pub(super) fn input_gradient_of_pairs(&self, samples: usize, operands: DenseInputGradient<'_>, crew: &mut Crew) {
+    pub(super) fn input_gradient_of_pairs<E: Element>(
+        &self,
+        samples: usize,
+        operands: DenseInputGradient<'_>,
+        crew: &mut Crew,
+    ) {
         let DenseInputGradient { delta, weights, input_gradient, after } = operands;
         let outputs = self.shape.outputs;
         let (rows, depth) = (self.rows(samples), outputs.div_ceil(2));
-        let pack = |panel: &Panel, packed: &mut [Bf16Pair]| {
+        let pack = |panel: &Panel, packed: &mut [E]| {
             let mut block = [Bf16Pair::default(); SLACK * BLOCK];
             for first in (0..depth).step_by(BLOCK) {
                 let columns = (outputs - 2 * first).min(2 * BLOCK);
@@ -61,11 +68,11 @@ impl Dense {
         let sums = Sums { after, ..Sums::in_one(rows, depth) };
         self.with_pairs(&delta[..rows * outputs], outputs, crew, |pairs, crew| {
             let (second, output) = (Second::copied(&pack), Output::Rows(input_gradient));
-            self.input_gradient.multiply(sums, First::Rows(pairs), second, output, crew);
+            self.input_gradient.multiply::<E>(sums, First::Rows(cast_slice(pairs)), second, output, crew);
         });
     }
 
-    pub(super) fn weight_gradient_of_pairs(
+    pub(super) fn weight_gradient_of_pairs<E: Element>(
         &self,
         leaves: &[usize],
         operands: DenseWeightGradient<'_>,
@@ -87,14 +94,14 @@ impl Dense {
                 bf16::pair_rows(self.isa, of_leaf, shape, to, width);
             }
         };
-        let pack = |panel: &Panel, packed: &mut [Bf16Pair]| {
+        let pack = |panel: &Panel, packed: &mut [E]| {
             let shape = RowPairs { columns: outputs, start: panel.start, count: panel.columns, distance: pixels };
-            pair(delta, shape, packed, panel.width);
+            pair(delta, shape, cast_slice_mut(packed), panel.width);
         };
-        let group = |group: usize, to: &mut [Bf16Pair]| {
-            let (start, to) = (group * self.group, &mut to[..depth * self.group]);
+        let group = |group: usize, to: &mut [E]| {
+            let (start, to) = (group * self.group, cast_slice_mut(&mut to[..depth * self.group]));
             let count = self.group.min(inputs - start);
-            pair(input, RowPairs { columns: inputs, start, count, distance: pixels }, to, self.group);
+            pair(input, RowPairs { columns: inputs, start, count, distance: pixels }, &mut *to, self.group);
             if count < self.group {
                 // The input of the bias. (What a sample without a partner is paired with has no delta.)
                 to.iter_mut().skip(count).step_by(self.group).for_each(|one| *one = Bf16Pair::new(1.0, 1.0));
@@ -109,7 +116,7 @@ impl Dense {
             ..Sums::in_one(gradient.len() / outputs, depth)
         };
         let output = Output::Panels(self.shape.weights(), gradient);
-        self.weight_gradient.multiply(sums, First::Columns(&group), Second::copied(&pack), output, crew)
+        self.weight_gradient.multiply::<E>(sums, First::Columns(&group), Second::copied(&pack), output, crew)
     }
 
     /// Calls `work` with the pairs of neighbours in rows of `columns` values, which all threads may read.

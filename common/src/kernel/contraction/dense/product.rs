@@ -77,7 +77,7 @@ impl Product {
             assert!(matches!(output, Output::Rows(_)), "gates lie row by row");
             assert!(gate.len() >= row_count * self.columns, "gate too short");
         }
-        let runs = [Run { a: 0, b: 0, depth: index(run_depth) }];
+        let runs = [Run { a: 0, b: 0, depth: index(run_depth), line: Run::WHOLE }];
         let in_bands = matches!(first, First::Columns(_));
         let units = Units::new([row_count, self.panels.len()], in_bands.then_some(depth), self.desk.group, crew.size());
         let output = output.places();
