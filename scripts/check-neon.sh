@@ -2,7 +2,7 @@
 # The NEON path, checked without an ARM machine: tests are built for 64-bit ARM and run in an emulator.
 #
 #   scripts/check-neon.sh [TEST...]       tests of lockstep-common by file name; default: golden_hash, contraction,
-#                                         sparse_products, bf16_products, same_bits
+#                                         sparse_products, bf16_products, blocked_products, same_bits
 #   scripts/check-neon.sh train           a whole run, there and here: one hash
 #
 # The toolchain of the ordinary build has no standard library for ARM. So this uses Debian's rustc-web, whose library
@@ -14,7 +14,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 tests=("$@")
-[ ${#tests[@]} -gt 0 ] || tests=(golden_hash contraction sparse_products bf16_products same_bits)
+[ ${#tests[@]} -gt 0 ] || tests=(golden_hash contraction sparse_products bf16_products blocked_products same_bits)
 options=()
 train=false
 for test in "${tests[@]}"; do

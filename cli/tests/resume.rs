@@ -245,6 +245,8 @@ fn a_run_keeps_its_precision() {
     };
     let changed = "precision.compute was \"bf16\" when the run began and is \"f32\" now";
     refused(&["train", "--resume", "run", "--compute", "f32"], changed);
+    let changed_order = "precision.compute was \"bf16\" when the run began and is \"bf16-amx\" now";
+    refused(&["train", "--resume", "run", "--compute", "bf16-amx"], changed_order);
     // Whoever says the same options each time must say this one, too.
     let again = support::train_arguments("run", 60, &["--auto-resume"]);
     refused(&again.iter().map(String::as_str).collect::<Vec<_>>(), changed);

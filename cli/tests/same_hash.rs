@@ -35,12 +35,12 @@ fn check(model: &str, golden: &str) {
 
 /// Scenario: a model is trained in bfloat16 by any number of workers and threads, on every instruction set. Property:
 /// `params_sha256` is the golden one each time, and not that of 32-bit floats. `what` is rounded: `compute` or `wire`.
-fn check_in_bfloat16(what: &str, model: &str, golden: &str) {
+fn check_in_bfloat16([what, value]: [&str; 2], model: &str, golden: &str) {
     let option = format!("--{what}");
     let place = Place::with_model(model);
-    let train = |name: &str, more: &[&str]| place.train(name, ROUNDS, &[&[&option, "bf16"], more].concat());
+    let train = |name: &str, more: &[&str]| place.train(name, ROUNDS, &[&[&option, value], more].concat());
     let summary = train("in-process", &[]);
-    assert_eq!(summary[what], "bf16");
+    assert_eq!(summary[what], value);
     assert_eq!(
         hash(&summary),
         golden,
@@ -80,12 +80,18 @@ fn a_convolutional_model_has_one_hash() {
 
 #[test]
 fn models_in_bfloat16_have_one_hash() {
-    check_in_bfloat16("compute", DENSE, "c7117ecf04d1736b32a84083ec42de8abb6eff32de18dc17baf8a32391563db9");
-    check_in_bfloat16("compute", CONV, "5163835e1b07f609e4dffe240c2dde9647b9af8421eb12f016ccfe1c2bc2624a");
+    check_in_bfloat16(["compute", "bf16"], DENSE, "c7117ecf04d1736b32a84083ec42de8abb6eff32de18dc17baf8a32391563db9");
+    check_in_bfloat16(["compute", "bf16"], CONV, "5163835e1b07f609e4dffe240c2dde9647b9af8421eb12f016ccfe1c2bc2624a");
+}
+
+#[test]
+fn models_in_bfloat16_by_blocks_have_one_hash() {
+    check_in_bfloat16(["compute", "bf16-amx"], DENSE, "a9b81948e10b4c9e57f434b5f1f94e0114ff2fc7572683c4f9a3d31779c8c87b");
+    check_in_bfloat16(["compute", "bf16-amx"], CONV, "a8a7d9346735ac597724957a1ca6abca489c686c4022bc1fc8a0b2922bbcd6fa");
 }
 
 #[test]
 fn models_with_a_wire_in_bfloat16_have_one_hash() {
-    check_in_bfloat16("wire", DENSE, "220dc38a38accd814ab45a5957bf71fafccd28f8ecfc22bca2a6f70e86c4146a");
-    check_in_bfloat16("wire", CONV, "efe5749876faedb62506f2810ce8def912aabfd635dc1e1fe6a38fd12c20085c");
+    check_in_bfloat16(["wire", "bf16"], DENSE, "220dc38a38accd814ab45a5957bf71fafccd28f8ecfc22bca2a6f70e86c4146a");
+    check_in_bfloat16(["wire", "bf16"], CONV, "efe5749876faedb62506f2810ce8def912aabfd635dc1e1fe6a38fd12c20085c");
 }

@@ -2,8 +2,8 @@
 //!
 //! `tdpbf16ps` takes two tiles of registers: 16 rows of up to 16 pairs, and as many rows of 16 pairs. It makes two chains of fused
 //! multiply-adds for each sum, one of the first and one of the second numbers of the pairs, and adds both (Intel 64 and IA-32
-//! Architectures Software Developer's Manual, volume 2). Up to four tiles of sums share a tile of rows. Operands of rows are copied
-//! together before, a few blocks at a time, because they may lie anywhere; those of columns are read where they lie.
+//! Architectures Software Developer's Manual, volume 2). Up to four tiles of sums share a tile of rows. Operands of rows are read where
+//! they lie if they are evenly spaced, and copied together before if not; those of columns are read where they lie.
 
 mod registers;
 mod usable;
