@@ -86,8 +86,16 @@ fn models_in_bfloat16_have_one_hash() {
 
 #[test]
 fn models_in_bfloat16_by_blocks_have_one_hash() {
-    check_in_bfloat16(["compute", "bf16-amx"], DENSE, "a9b81948e10b4c9e57f434b5f1f94e0114ff2fc7572683c4f9a3d31779c8c87b");
-    check_in_bfloat16(["compute", "bf16-amx"], CONV, "a8a7d9346735ac597724957a1ca6abca489c686c4022bc1fc8a0b2922bbcd6fa");
+    check_in_bfloat16(
+        ["compute", "bf16-amx"],
+        DENSE,
+        "a9b81948e10b4c9e57f434b5f1f94e0114ff2fc7572683c4f9a3d31779c8c87b",
+    );
+    check_in_bfloat16(
+        ["compute", "bf16-amx"],
+        CONV,
+        "a8a7d9346735ac597724957a1ca6abca489c686c4022bc1fc8a0b2922bbcd6fa",
+    );
 }
 
 #[test]

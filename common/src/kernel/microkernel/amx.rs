@@ -8,12 +8,10 @@
 mod registers;
 mod usable;
 
-use std::ops::Range;
-
 use registers::{Configuration, Operands, add_full, add_rest, clear_sums, load_sums, release, store_sums};
 pub(super) use usable::is_usable;
 
-use super::blocks::{Adder, Line, Lines, PAIRS, ROWS, Sums};
+use super::blocks::{Adder, Line, Lines, PAIRS, ROWS, Segments, Sums};
 use super::{Block, Row};
 use crate::kernel::bf16::BlockedPair;
 use crate::kernel::simd::Simd;
@@ -104,12 +102,12 @@ impl Adder for Tiles {
         &mut self,
         block: &Block<'_, BlockedPair>,
         rows: &[Row],
-        repeats: Range<usize>,
+        segments: Segments<'_>,
         start: Option<&Sums>,
         sums: &mut Sums,
     ) {
         // SAFETY: the caller's promises are the callee's; there are `Tiles` only where there is AVX-512.
-        unsafe { add(self, block, rows, repeats, start, sums) }
+        unsafe { add(self, block, rows, segments, start, sums) }
     }
 }
 
@@ -118,7 +116,7 @@ unsafe fn add(
     tiles: &mut Tiles,
     block: &Block<'_, BlockedPair>,
     rows: &[Row],
-    repeats: Range<usize>,
+    segments: Segments<'_>,
     start: Option<&Sums>,
     sums: &mut Sums,
 ) {
@@ -127,7 +125,7 @@ unsafe fn add(
     let mut copy_to = 0;
     // SAFETY: the caller's promise.
     unsafe {
-        let lines = Lines::new(block, repeats);
+        let lines = Lines::new(block, segments);
         tiles.configure(lines.rest());
         match start {
             Some(start) => tiles.load(start),
@@ -193,16 +191,11 @@ unsafe fn copy(a: *const f32, step: usize, rows: &[Row], depth: usize, to: &mut 
             }
             return;
         }
-        // Rows whose operands adjoin are columns of a matrix. What is behind its last row is not read.
-        let mut columns = Copied([0.0; ROWS * PAIRS]);
-        let mut at = 0;
+        // Rows whose operands adjoin are columns of a matrix.
+        let mut to = to.0.as_mut_ptr();
         for rows in rows.chunk_by(|row, next| next.a == row.a + 1) {
-            for (k, to) in columns.0.chunks_exact_mut(ROWS).take(depth).enumerate() {
-                let adjoining = Avx512::load_partial(of_row(&rows[0]).wrapping_add(k * step), rows.len());
-                Avx512::store_partial(to[at..].as_mut_ptr(), adjoining, rows.len());
-            }
-            at += rows.len();
+            Avx512::transpose(of_row(&rows[0]), step, [depth, rows.len()], to, PAIRS);
+            to = to.add(rows.len() * PAIRS);
         }
-        Avx512::transpose(columns.0.as_ptr(), ROWS, [PAIRS, ROWS], to.0.as_mut_ptr(), PAIRS);
     }
 }

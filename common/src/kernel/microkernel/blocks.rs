@@ -16,8 +16,6 @@
     reason = "counted loops over the const sizes are what the compiler unrolls; iterators over the same arrays it does not always"
 )]
 
-use std::ops::Range;
-
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::tile::repeat;
@@ -53,34 +51,53 @@ pub(super) struct Line {
     pub(super) len: usize,
 }
 
-/// The lines of some repeats, which are a segment.
+/// Some segments of a block that are summed up one after the other.
+#[derive(Clone, Copy)]
+pub(super) struct Segments<'a> {
+    /// Repeats before the first one.
+    before: usize,
+    /// How often each goes through the runs.
+    repeats: &'a [usize],
+}
+
+/// The lines of some segments.
 pub(super) struct Lines<'a> {
     block: &'a Block<'a, BlockedPair>,
-    repeats: Range<usize>,
+    segments: Segments<'a>,
+    /// Whether a segment is one line: then it is a single run, in which repeats follow each other.
+    are_whole: bool,
+    /// Repeats of the segment that are done.
+    done: usize,
     run: usize,
     /// Products of the run before the line.
     first: usize,
-    /// How often the run is gone through at once: a segment that is one line is a single run, in which repeats follow each other.
-    times: usize,
 }
 
 impl<'a> Lines<'a> {
-    pub(super) fn new(block: &'a Block<'a, BlockedPair>, repeats: Range<usize>) -> Self {
-        let is_whole = block.runs.first().is_some_and(|run| run.line == Run::WHOLE);
-        let (repeats, times) = match is_whole {
-            true => (repeats.start..repeats.start + 1, repeats.len()),
-            false => (repeats, 1),
-        };
-        Self { block, repeats, run: 0, first: 0, times }
+    pub(super) fn new(block: &'a Block<'a, BlockedPair>, segments: Segments<'a>) -> Self {
+        let are_whole = block.runs.first().is_some_and(|run| run.line == Run::WHOLE);
+        Self { block, segments, are_whole, done: 0, run: 0, first: 0 }
     }
 
     /// Pairs of the first line's last block, if it is not full; else 0.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn rest(&self) -> usize {
-        self.block.runs.first().map_or(0, |run| match run.line {
-            Run::WHOLE => self.times * run.depth as usize % PAIRS,
-            line => line as usize % PAIRS,
+        let repeats = self.segments.repeats.first().copied().unwrap_or(0);
+        self.block.runs.first().map_or(0, |run| match self.are_whole {
+            true => repeats * run.depth as usize % PAIRS,
+            false => run.line as usize % PAIRS,
         })
+    }
+
+    /// The line that begins at a product of a run.
+    #[inline]
+    fn line(&self, run: &Run, first: usize, len: usize) -> Line {
+        let (block, repeat) = (self.block, self.segments.before + self.done);
+        Line {
+            a: run.a as isize + (repeat * block.a_repeat + first * block.a_step) as isize,
+            b: (repeat * block.b_repeat + run.b as usize + first) * block.b_stride,
+            len,
+        }
     }
 }
 
@@ -89,29 +106,32 @@ impl Iterator for Lines<'_> {
 
     #[inline]
     fn next(&mut self) -> Option<Line> {
-        let block = self.block;
-        while !self.repeats.is_empty() {
-            let Some(run) = block.runs.get(self.run) else {
-                self.repeats.start += 1;
+        loop {
+            let (&repeats, after) = self.segments.repeats.split_first()?;
+            if self.done == repeats {
+                self.segments = Segments { before: self.segments.before + repeats, repeats: after };
+                self.done = 0;
+                continue;
+            }
+            let Some(run) = self.block.runs.get(self.run) else {
+                self.done += 1;
                 self.run = 0;
                 continue;
             };
-            let (first, depth) = (self.first, self.times * run.depth as usize);
-            if first >= depth {
+            if self.are_whole {
+                let line = self.line(run, 0, repeats * run.depth as usize);
+                self.done = repeats;
+                return Some(line);
+            }
+            if self.first >= run.depth as usize {
                 self.run += 1;
                 self.first = 0;
                 continue;
             }
-            let len = if run.line == Run::WHOLE { depth } else { run.line as usize };
-            self.first += len;
-            let repeat = self.repeats.start;
-            return Some(Line {
-                a: run.a as isize + (repeat * block.a_repeat + first * block.a_step) as isize,
-                b: (repeat * block.b_repeat + run.b as usize + first) * block.b_stride,
-                len,
-            });
+            let line = self.line(run, self.first, run.line as usize);
+            self.first += line.len;
+            return Some(line);
         }
-        None
     }
 }
 
@@ -169,16 +189,16 @@ pub(super) unsafe fn by_tiles(isa: Isa, block: &Block<'_, BlockedPair>) -> bool 
 
 /// How products of a segment are added up.
 pub(super) trait Adder {
-    /// Sets the sums of at most [`ROWS`] rows to what they start from, or 0, plus the products of a segment. `V` vectors are summed
-    /// at a time where that matters.
+    /// Sets the sums of at most [`ROWS`] rows to what they start from, or 0, plus the products of some segments. `V` vectors are
+    /// summed at a time where that matters.
     ///
     /// # Safety
-    /// The rows belong to the block, for which the caller promises what [`super::run`] asks for, and the repeats to the segment.
+    /// Rows and segments belong to the block, for which the caller promises what [`super::run`] asks for.
     unsafe fn add<S: Simd, const V: usize>(
         &mut self,
         block: &Block<'_, BlockedPair>,
         rows: &[Row],
-        repeats: Range<usize>,
+        segments: Segments<'_>,
         start: Option<&Sums>,
         sums: &mut Sums,
     );
@@ -190,7 +210,7 @@ unsafe fn all<S: Simd, const V: usize>(isa: Isa, block: &Block<'_, BlockedPair>,
     // SAFETY: the caller's promises are the callee's.
     unsafe {
         match block.segments {
-            &[repeats] => singles::<S, V>(block, repeats, adder),
+            [_] => singles::<S, V>(block, adder),
             _ => trees::<S, V>(isa, block, adder),
         }
     }
@@ -198,11 +218,8 @@ unsafe fn all<S: Simd, const V: usize>(isa: Isa, block: &Block<'_, BlockedPair>,
 
 /// Sums of one segment; nobody looks whether they are finite.
 #[inline(always)]
-unsafe fn singles<S: Simd, const V: usize>(
-    block: &Block<'_, BlockedPair>,
-    repeats: usize,
-    adder: &mut impl Adder,
-) -> bool {
+unsafe fn singles<S: Simd, const V: usize>(block: &Block<'_, BlockedPair>, adder: &mut impl Adder) -> bool {
+    let segments = Segments { before: 0, repeats: block.segments };
     let [mut starts, mut sums] = [Sums::ZERO; 2];
     // SAFETY: rows belong to the block; the rest is the caller's promise.
     unsafe {
@@ -214,7 +231,7 @@ unsafe fn singles<S: Simd, const V: usize>(
                 start_from_outputs::<S>(block, rows, &mut starts);
             }
             let start = (!matches!(block.start, Start::Zero)).then_some(&starts);
-            adder.add::<S, V>(block, rows, 0..repeats, start, &mut sums);
+            adder.add::<S, V>(block, rows, segments, start, &mut sums);
             finish::<S>(block, rows, &sums);
         }
     }
@@ -223,36 +240,40 @@ unsafe fn singles<S: Simd, const V: usize>(
 
 /// Sums of several segments, added as a tree: segment `k` completes as many larger subtrees as `k` has ones at its end in binary,
 /// whose left halves wait on a stack.
+///
+/// A right leaf that is a single block may be added to its left sibling while that is being summed up: what it adds is its sum.
 #[inline(always)]
 unsafe fn trees<S: Simd, const V: usize>(isa: Isa, block: &Block<'_, BlockedPair>, adder: &mut impl Adder) -> bool {
     let mut stack = [Sums::ZERO; MAX_LEVELS + 1];
     let mut finite = true;
-    // SAFETY: rows belong to the block; the rest is the caller's promise.
-    unsafe {
-        for rows in block.rows.chunks(ROWS) {
-            let (mut waiting, mut first, len) = (0, 0, rows.len() * COLUMNS);
-            for (k, &repeats) in block.segments.iter().enumerate() {
-                adder.add::<S, V>(block, rows, first..first + repeats, None, &mut stack[waiting]);
-                first += repeats;
-                if block.rounded_on.is_some() {
-                    bf16::round_all(isa, &mut stack[waiting].0[..len]);
-                }
-                waiting += 1;
-                for _ in 0..k.trailing_ones() {
-                    waiting -= 1;
-                    let [.., left, right] = &mut stack[..=waiting] else { break };
-                    match block.rounded_on {
-                        None => elementwise::add(isa, &mut left.0[..len], &right.0[..len]),
-                        Some(isa) => bf16::add_rounded(isa, &mut left.0[..len], &right.0[..len]),
-                    }
+    let is_block = |&repeats: &usize| repeats * block.runs[0].depth as usize <= PAIRS;
+    let by_twos = block.rounded_on.is_none() && block.segments.iter().skip(1).step_by(2).all(is_block);
+    let together = if by_twos { 2 } else { 1 };
+    for rows in block.rows.chunks(ROWS) {
+        let (mut waiting, mut before, len) = (0, 0, rows.len() * COLUMNS);
+        for (k, repeats) in block.segments.chunks(together).enumerate() {
+            // SAFETY: rows and segments belong to the block; the rest is the caller's promise.
+            unsafe { adder.add::<S, V>(block, rows, Segments { before, repeats }, None, &mut stack[waiting]) };
+            before += repeats.iter().sum::<usize>();
+            if block.rounded_on.is_some() {
+                bf16::round_all(isa, &mut stack[waiting].0[..len]);
+            }
+            waiting += 1;
+            for _ in 0..k.trailing_ones() {
+                waiting -= 1;
+                let [.., left, right] = &mut stack[..=waiting] else { break };
+                match block.rounded_on {
+                    None => elementwise::add(isa, &mut left.0[..len], &right.0[..len]),
+                    Some(isa) => bf16::add_rounded(isa, &mut left.0[..len], &right.0[..len]),
                 }
             }
-            let sums = &stack[0];
-            // In lanes that hold no column, there may be anything.
-            let mut columns = sums.0[..len].chunks_exact(COLUMNS).map(|sums| &sums[..block.columns]);
-            finite &= columns.all(|sums| survey::floats_are_finite(isa, sums));
-            finish::<S>(block, rows, sums);
         }
+        let sums = &stack[0];
+        // In lanes that hold no column, there may be anything.
+        let mut columns = sums.0[..len].chunks_exact(COLUMNS).map(|sums| &sums[..block.columns]);
+        finite &= columns.all(|sums| survey::floats_are_finite(isa, sums));
+        // SAFETY: as above.
+        unsafe { finish::<S>(block, rows, sums) };
     }
     finite
 }
@@ -320,7 +341,7 @@ impl Adder for Portable {
         &mut self,
         block: &Block<'_, BlockedPair>,
         rows: &[Row],
-        repeats: Range<usize>,
+        segments: Segments<'_>,
         start: Option<&Sums>,
         sums: &mut Sums,
     ) {
@@ -329,7 +350,7 @@ impl Adder for Portable {
             Some(start) => sums.0[..len].copy_from_slice(&start.0[..len]),
             None => sums.0[..len].fill(0.0),
         }
-        for Line { a, b, len } in Lines::new(block, repeats) {
+        for Line { a, b, len } in Lines::new(block, segments) {
             for first in (0..len).step_by(PAIRS) {
                 let depth = PAIRS.min(len - first);
                 let a = block.a.wrapping_offset(a + (first * block.a_step) as isize);
@@ -463,7 +484,8 @@ mod tests {
         let lines = [(0, 40, 20), (40, 3, 3), (43, 33, 33)];
         let in_lines = lines.map(|(first, depth, line)| Run { a: first as i32, b: first, depth, line });
         let whole = [Run { a: 0, b: 0, depth: 1, line: Run::WHOLE }];
-        let leaves = [16, 3, 0, 40, 1, 2, 17, 11];
+        // In the first tree, every right leaf is a block or less.
+        let trees = [[40, 3, 0, 16, 1, 2, 17, 11], [16, 3, 0, 40, 1, 2, 17, 11]];
         for columns in 1..=COLUMNS {
             let (starts, is_rounded) = ([Start::Accumulate, Start::Bias(bias.as_ptr()), Start::Zero], columns % 2 == 0);
             let check = |rows: &[Row], runs: &[Run], segments: &[usize], a_step: usize, start: Start| {
@@ -498,7 +520,7 @@ mod tests {
                 }
             };
             check(&in_rows, &in_lines, &[1], 1, starts[columns % 3]);
-            check(&in_columns, &whole, &leaves, OUTPUTS, Start::Zero);
+            trees.iter().for_each(|leaves| check(&in_columns, &whole, leaves, OUTPUTS, Start::Zero));
         }
     }
 }
