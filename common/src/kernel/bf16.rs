@@ -20,10 +20,12 @@
 //! for the payload of NaN, which is left open). Whether an instruction does what is said here, a check shows before it
 //! is used (`products`).
 
+mod pairing;
+
 use bytemuck::{Pod, Zeroable};
+pub use pairing::{RowPairs, pair_columns, pair_rows};
 
 use super::per_isa::per_isa;
-use super::transpose::MatrixShape;
 
 /// Numbers of smaller magnitude count as 0.
 pub const SMALLEST: f32 = f32::from_bits((127 - 50) << 23);
@@ -95,31 +97,6 @@ fn bits(value: f32) -> u32 {
     (if magnitude > INFINITY { bits | QUIET } else { number }) & UPPER
 }
 
-/// How [`pair_rows`] finds the two rows of a pair, and which of their columns it takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RowPairs {
-    /// Floats of a row.
-    pub columns: usize,
-    /// The first column that is taken.
-    pub start: usize,
-    /// How many are taken.
-    pub count: usize,
-    /// Rows from the first one of a pair to the second: the rows of a sample. Blocks of so many rows come in twos.
-    pub distance: usize,
-}
-
-impl RowPairs {
-    /// Whole rows, each with the next one.
-    pub fn neighbours(columns: usize) -> Self {
-        Self { columns, start: 0, count: columns, distance: 1 }
-    }
-
-    /// Rows of pairs that `rows` rows give.
-    pub fn rows(&self, rows: usize) -> usize {
-        rows.div_ceil(2 * self.distance) * self.distance
-    }
-}
-
 per_isa! {
     /// Rounds every float.
     pub fn round_all(values: &mut [f32]) {
@@ -146,57 +123,6 @@ per_isa! {
     pub fn add_rounded(left: &mut [f32], right: &[f32]) {
         for (left, right) in left.iter_mut().zip(right) {
             *left = round(*left + right);
-        }
-    }
-
-    /// Pairs neighbouring columns of a matrix, into rows without gaps. The last column of an odd number is paired with 0.
-    pub fn pair_columns(from: &[f32], shape: MatrixShape, to: &mut [Bf16Pair]) {
-        let MatrixShape { rows, columns, stride } = shape;
-        if columns == stride && columns.is_multiple_of(2) {
-            // One long row.
-            for (to, from) in to.iter_mut().zip(from[..rows * columns].as_chunks::<2>().0) {
-                *to = Bf16Pair::new(from[0], from[1]);
-            }
-            return;
-        }
-        if columns == stride && columns == 1 {
-            for (to, from) in to.iter_mut().zip(&from[..rows]) {
-                *to = Bf16Pair::new(*from, 0.0);
-            }
-            return;
-        }
-        for (to, from) in to.chunks_exact_mut(columns.div_ceil(2)).zip(from.chunks(stride)).take(rows) {
-            let (pairs, last) = from[..columns].as_chunks::<2>();
-            for (to, from) in to.iter_mut().zip(pairs) {
-                *to = Bf16Pair::new(from[0], from[1]);
-            }
-            if let ([last], Some(to)) = (last, to.last_mut()) {
-                *to = Bf16Pair::new(*last, 0.0);
-            }
-        }
-    }
-
-    /// Pairs columns of rows with those of later rows, into rows of `width` pairs. Rows without a partner are paired with
-    /// 0; columns from `count` to `width` are left as they are.
-    pub fn pair_rows(from: &[f32], shape: RowPairs, to: &mut [Bf16Pair], width: usize) {
-        let RowPairs { columns, start, count, distance } = shape;
-        let block = columns * distance;
-        for (to, from) in to.chunks_mut(width * distance).zip(from.chunks(2 * block)) {
-            let (first, second) = from.split_at(block.min(from.len()));
-            let (mut second, mut to) = (second.chunks_exact(columns), to.chunks_exact_mut(width));
-            for first in first.chunks_exact(columns) {
-                let Some(to) = to.next() else { break };
-                let (first, to) = (&first[start..start + count], &mut to[..count]);
-                if let Some(second) = second.next() {
-                    for ((to, first), second) in to.iter_mut().zip(first).zip(&second[start..start + count]) {
-                        *to = Bf16Pair::new(*first, *second);
-                    }
-                } else {
-                    for (to, first) in to.iter_mut().zip(first) {
-                        *to = Bf16Pair::new(*first, 0.0);
-                    }
-                }
-            }
         }
     }
 }
