@@ -69,12 +69,7 @@ fn gather_specification(case: &GatherCase, input: &[f32], weights: &[f32], bias:
                     let line: Vec<Factors> = factors.collect();
                     if tap_by_tap { sum + add_line(0.0, &line) } else { add_line(sum, &line) }
                 });
-                let closed = match case.finish {
-                    Finish::Keep => false,
-                    Finish::Relu => sum <= 0.0,
-                    Finish::Gate => gate[output.len()] <= 0.0,
-                };
-                output.push(if closed { 0.0 } else { sum + 0.0 });
+                output.push(case.finished(sum, gate[output.len()]));
             }
         }
     }

@@ -160,6 +160,16 @@ impl GatherCase {
         self.sizes()[1].1 < NARROW && self.relation.taps() > 1 && elements >= NARROW
     }
 
+    /// What a sum becomes.
+    pub(crate) fn finished(&self, sum: f32, gate: f32) -> f32 {
+        let closed = match self.finish {
+            Finish::Keep => false,
+            Finish::Relu => sum <= 0.0,
+            Finish::Gate => gate <= 0.0,
+        };
+        if closed { 0.0 } else { sum + 0.0 }
+    }
+
     /// The definition: for each output, the bias, then tap by tap, then channel by channel. If there are many inputs
     /// and few outputs, each tap's channels are summed from 0, and these sums are added to the bias. `elements` are
     /// the inputs of a pixel as they are counted for that: floats or pairs.
@@ -188,12 +198,7 @@ impl GatherCase {
                         });
                         sum = if tap_by_tap { sum + of_tap } else { of_tap };
                     }
-                    let closed = match self.finish {
-                        Finish::Keep => false,
-                        Finish::Relu => sum <= 0.0,
-                        Finish::Gate => gate[output.len()] <= 0.0,
-                    };
-                    output.push(if closed { 0.0 } else { sum + 0.0 });
+                    output.push(self.finished(sum, gate[output.len()]));
                 }
             }
         }

@@ -17,7 +17,7 @@ use crate::kernel::bf16::BlockedPair;
 use crate::kernel::simd::Simd;
 use crate::kernel::simd::x86::Avx512;
 
-/// Copies of operands that are made before the one before them is used: the processor copies and multiplies at once.
+/// Places for copies of operands, taken by turns: one is made while the one before it is multiplied.
 const COPIES: usize = 4;
 
 /// Columns of a tile of sums.

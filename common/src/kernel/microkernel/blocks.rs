@@ -255,7 +255,7 @@ unsafe fn trees<S: Simd, const V: usize>(isa: Isa, block: &Block<'_, BlockedPair
             // SAFETY: rows and segments belong to the block; the rest is the caller's promise.
             unsafe { adder.add::<S, V>(block, rows, Segments { before, repeats }, None, &mut stack[waiting]) };
             before += repeats.iter().sum::<usize>();
-            if block.rounded_on.is_some() {
+            if let Some(isa) = block.rounded_on {
                 bf16::round_all(isa, &mut stack[waiting].0[..len]);
             }
             waiting += 1;
